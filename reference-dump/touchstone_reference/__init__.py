@@ -1,0 +1,1 @@
+"""The PyTorch side of Touchstone: reference models, their training, and the golden cases dumped from them."""
