@@ -1,0 +1,21 @@
+//! y += x.
+
+use crate::buffer::Buffer;
+use crate::device::{Device, Launch, arguments};
+use crate::element::Element;
+use crate::entry::Entry;
+use crate::error::Result;
+use crate::shape::groups;
+
+/// y += x for the first `len` elements.
+///
+/// # Errors
+/// The driver's.
+pub fn add<E: Element>(device: &Device, y: &mut Buffer<f32>, x: &Buffer<E>, len: usize) -> Result<()> {
+    assert!(len <= y.len() && len <= x.len(), "{len} elements of y {} and x {}", y.len(), x.len());
+    let entry = E::pick(Entry::add_f32, Entry::add_bf16);
+    let launch = Launch::new([groups(len, 256), 1, 1], 256);
+    let (y, x, count) = (y.address(), x.address(), len as u32);
+    // SAFETY: add_*(float *y, const T *x, u32 len); threads past `len` do nothing and both buffers hold `len`; the caller owns both.
+    unsafe { device.launch(entry, launch, arguments![y, x, count]) }
+}

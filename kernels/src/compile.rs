@@ -1,0 +1,211 @@
+//! Run-time compilation with NVRTC, and the cubins it leaves on disk so that only the first run pays.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::PathBuf;
+
+use cudarc::nvrtc::{result as nvrtc, sys};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::libraries::load_nvrtc;
+
+/// The device code: file name and text.
+pub const SOURCES: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../cu/common.cuh")),
+    ("row.cuh", include_str!("../cu/row.cuh")),
+    ("add.cu", include_str!("../cu/add.cu")),
+    ("append.cu", include_str!("../cu/append.cu")),
+    ("attention.cu", include_str!("../cu/attention.cu")),
+    ("embedding.cu", include_str!("../cu/embedding.cu")),
+    ("gelu.cu", include_str!("../cu/gelu.cu")),
+    ("layernorm.cu", include_str!("../cu/layernorm.cu")),
+    ("linear.cu", include_str!("../cu/linear.cu")),
+    ("linear_add.cu", include_str!("../cu/linear_add.cu")),
+    ("norm_linear.cu", include_str!("../cu/norm_linear.cu")),
+    ("norm_qkv.cu", include_str!("../cu/norm_qkv.cu")),
+    ("sample.cu", include_str!("../cu/sample.cu")),
+];
+
+/// Every architecture that the kernels must compile for.
+pub const ARCHITECTURES: &[&str] =
+    &["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100a", "sm_103a", "sm_120a"];
+
+/// The architecture to compile for on a GPU of this compute capability.
+pub(crate) fn architecture((major, minor): (u32, u32)) -> String {
+    // From Hopper on, the `a` variant has the instructions that only this very chip has.
+    let suffix = if major >= 9 { "a" } else { "" };
+    format!("sm_{major}{minor}{suffix}")
+}
+
+/// What the compiler made.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The loadable image.
+    pub cubin: Vec<u8>,
+    /// The assembler's report: registers, spills and stack of every kernel.
+    pub log: String,
+}
+
+/// Compiles all kernels for `arch`, such as `sm_90a`. Needs NVRTC, but no GPU.
+///
+/// # Errors
+/// [`Error::MissingLibrary`] without NVRTC, [`Error::Compile`] with the compiler's words.
+pub fn compile(arch: &str) -> Result<Compiled> {
+    load_nvrtc()?;
+    let main: String = SOURCES
+        .iter()
+        .filter(|(name, _)| name.ends_with(".cu"))
+        .map(|(name, _)| format!("#include \"{name}\"\n"))
+        .collect();
+    let program = Program::new(&main).map_err(|error| refused(arch, format!("{error:?}")))?;
+    let result = program.compile(&options(arch));
+    let log = program.log();
+    if result.is_err() {
+        return Err(refused(arch, log));
+    }
+    let cubin = program.cubin().map_err(|error| refused(arch, format!("{error:?}")))?;
+    Ok(Compiled { cubin, log })
+}
+
+/// All kernels for `arch`, from the cache where they are there and whole, else compiled and left there.
+pub(crate) fn cubin(arch: &str) -> Result<Vec<u8>> {
+    let Some(directory) = cache_directory() else { return Ok(compile(arch)?.cubin) };
+    let path = directory.join(format!("{}.cubin", key(arch)?));
+    if let Some(cubin) = std::fs::read(&path).ok().and_then(whole) {
+        return Ok(cubin);
+    }
+    let cubin = compile(arch)?.cubin;
+    // A cache that cannot be written costs the next run a second; it must not fail this one.
+    let _ = store(&path, &cubin);
+    Ok(cubin)
+}
+
+/// Where cubins are kept: `TOUCHSTONE_CACHE`, else `touchstone` below the user's cache directory. None where neither is known.
+#[must_use]
+pub fn cache_directory() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let user = || std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    std::env::var_os("TOUCHSTONE_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| user().map(|user| user.join("touchstone")))
+}
+
+/// NVRTC's version. Needs NVRTC.
+pub(crate) fn nvrtc_version() -> Result<(i32, i32)> {
+    load_nvrtc()?;
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library is loaded, and both pointers are to live integers.
+    let code = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
+    code.result().map_err(|error| refused("any", format!("{error:?}")))?;
+    Ok((major, minor))
+}
+
+fn refused(arch: &str, log: String) -> Error {
+    Error::Compile { arch: arch.to_owned(), log: log.trim().to_owned() }
+}
+
+fn options(arch: &str) -> Vec<String> {
+    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--ptxas-options=-v".into()]
+}
+
+/// Names what a cubin depends on: sources, options (with the architecture) and the compiler's version.
+fn key(arch: &str) -> Result<String> {
+    let mut hash = Sha256::new();
+    for (name, text) in SOURCES {
+        hash.update(name);
+        hash.update(text);
+    }
+    hash.update(options(arch).join(" "));
+    hash.update(format!("{:?}", nvrtc_version()?));
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// The cubin of a cache file, if the checksum in front of it is right.
+fn whole(mut file: Vec<u8>) -> Option<Vec<u8>> {
+    let cubin = file.split_off(file.len().min(32));
+    (file == Sha256::digest(&cubin).as_slice()).then_some(cubin)
+}
+
+/// Writes checksum and cubin beside `path` and renames them into place, so that no reader sees half a file.
+fn store(path: &std::path::Path, cubin: &[u8]) -> std::io::Result<()> {
+    let Some(directory) = path.parent() else { return Ok(()) };
+    std::fs::create_dir_all(directory)?;
+    let temporary = path.with_extension(std::process::id().to_string());
+    let checksum = Sha256::digest(cubin);
+    std::fs::write(&temporary, [checksum.as_slice(), cubin].concat())?;
+    std::fs::rename(&temporary, path)
+}
+
+/// A compilation in progress.
+struct Program(sys::nvrtcProgram);
+
+impl Program {
+    fn new(main: &str) -> Result<Self, nvrtc::NvrtcError> {
+        let owned = |text: &str| CString::new(text).expect("the sources hold no zero byte");
+        let (texts, names): (Vec<_>, Vec<_>) =
+            SOURCES.iter().map(|(name, text)| (owned(text), owned(name))).unzip();
+        let pointers =
+            |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+        let (texts_at, names_at) = (pointers(&texts), pointers(&names));
+        let count = i32::try_from(SOURCES.len()).expect("few sources");
+        let (main, name) = (owned(main), owned("touchstone.cu"));
+        let mut program = std::ptr::null_mut();
+        // SAFETY: NVRTC is loaded (`compile` saw to it); every pointer is to a zero-terminated string that outlives the call, which
+        // copies them, and both arrays hold `count` entries.
+        unsafe {
+            let (texts, names) = (texts_at.as_ptr(), names_at.as_ptr());
+            sys::nvrtcCreateProgram(&mut program, main.as_ptr(), name.as_ptr(), count, texts, names)
+                .result()?;
+        }
+        Ok(Self(program))
+    }
+
+    fn compile(&self, options: &[String]) -> Result<(), nvrtc::NvrtcError> {
+        // SAFETY: the program is live until drop; the options are copied by the callee.
+        unsafe { nvrtc::compile_program(self.0, options) }
+    }
+
+    fn log(&self) -> String {
+        // SAFETY: the program is live; the log NVRTC returns is zero-terminated and owned by the vector.
+        let log = unsafe { nvrtc::get_program_log(self.0) }.unwrap_or_default();
+        let bytes: Vec<u8> = log.iter().map(|c| *c as u8).collect();
+        CStr::from_bytes_until_nul(&bytes).map(|log| log.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    fn cubin(&self) -> Result<Vec<u8>, nvrtc::NvrtcError> {
+        let mut size = 0;
+        // SAFETY: the program is live and compiled for a real architecture; the vector has the size that NVRTC named.
+        unsafe {
+            sys::nvrtcGetCUBINSize(self.0, &mut size).result()?;
+            let mut cubin = vec![0u8; size];
+            sys::nvrtcGetCUBIN(self.0, cubin.as_mut_ptr().cast()).result()?;
+            Ok(cubin)
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: made by nvrtcCreateProgram, destroyed once.
+        let _ = unsafe { nvrtc::destroy_program(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without this, a damaged cache file would be handed to the driver.
+    #[test]
+    fn a_damaged_cache_file_is_refused() {
+        let directory = std::env::temp_dir().join(format!("touchstone-cache-{}", std::process::id()));
+        let path = directory.join("x.cubin");
+        store(&path, b"image").unwrap();
+        let mut file = std::fs::read(&path).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(whole(file.clone()).as_deref(), Some(&b"image"[..]));
+        *file.last_mut().unwrap() ^= 1;
+        assert_eq!(whole(file), None);
+        assert_eq!(whole(vec![1, 2, 3]), None);
+    }
+}

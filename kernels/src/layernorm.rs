@@ -1,0 +1,37 @@
+//! LayerNorm.
+
+use crate::buffer::Buffer;
+use crate::device::{Device, Launch, arguments};
+use crate::element::Element;
+use crate::entry::Entry;
+use crate::error::Result;
+use crate::shape::{NormShape, groups};
+
+/// y = (x − mean) / sqrt(var + eps) · weight + bias, row by row; `y: [count, columns]`, `x: [R, columns]`, `weight, bias: [columns]`.
+///
+/// # Errors
+/// The driver's.
+pub fn layernorm<E: Element>(
+    device: &Device,
+    y: &mut Buffer<E>,
+    x: &Buffer<f32>,
+    weight: &Buffer<E>,
+    bias: &Buffer<E>,
+    shape: NormShape,
+) -> Result<()> {
+    const ROWS_A_BLOCK: usize = 4;
+    assert!(
+        y.len() >= shape.y_len() && x.len() >= shape.x_len(),
+        "y {}, x {} for {shape:?}",
+        y.len(),
+        x.len()
+    );
+    let columns = shape.columns as usize;
+    assert!(weight.len() >= columns && bias.len() >= columns, "weight {}, bias {}", weight.len(), bias.len());
+    let entry = E::pick(Entry::layernorm_f32, Entry::layernorm_bf16);
+    let launch = Launch::new([groups(shape.count as usize, ROWS_A_BLOCK), 1, 1], ROWS_A_BLOCK as u32 * 32);
+    let (y, x, weight, bias) = (y.address(), x.address(), weight.address(), bias.address());
+    // SAFETY: layernorm_*(T *y, const float *x, const T *weight, const T *bias, LayernormShape); warps past `count` do nothing and the
+    // lengths above cover every row read and written; the caller owns all buffers.
+    unsafe { device.launch(entry, launch, arguments![y, x, weight, bias, shape]) }
+}

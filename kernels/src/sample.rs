@@ -1,0 +1,51 @@
+//! Picking the next token on the device.
+
+use crate::buffer::Buffer;
+use crate::device::{Device, Launch, arguments};
+use crate::entry::Entry;
+use crate::error::Result;
+use crate::outbox::Outbox;
+
+/// As the device code takes it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SampleShape {
+    vocab: u32,
+    advance: u32,
+    slots: u32,
+}
+const _: () = assert!(size_of::<SampleShape>() == 12);
+
+/// Picks a token a row of `logits: [B, V]` by the outbox's rule, writes it to `tokens: [B]` and the outbox, and advances `cursor: [2]`: past by `advance`,
+/// step by 1.
+///
+/// # Errors
+/// The driver's.
+pub fn sample(
+    device: &Device,
+    outbox: &mut Outbox,
+    tokens: &mut Buffer<u32>,
+    cursor: &mut Buffer<u32>,
+    logits: &Buffer<f32>,
+    vocab: usize,
+    advance: usize,
+) -> Result<()> {
+    let batch = outbox.batch();
+    assert!(
+        logits.len() >= batch * vocab && tokens.len() >= batch,
+        "logits {}, tokens {}",
+        logits.len(),
+        tokens.len()
+    );
+    assert!(cursor.len() >= 2, "the cursor is past and step");
+    let shape = SampleShape { vocab: vocab as u32, advance: advance as u32, slots: outbox.slots() };
+    let launch = Launch::new([batch as u32, 1, 1], 256);
+    let (ring, state) = (outbox.address(), outbox.state.address());
+    let (tokens, cursor, logits) = (tokens.address(), cursor.address(), logits.address());
+    // SAFETY: sample_f32(volatile u64 *outbox, OutboxState *, u32 *tokens, Cursor *, const float *logits, SampleShape); one block a row of
+    // `batch`, ring slots are taken modulo `slots`, lengths as above; the caller owns all buffers, and the outbox waits for the
+    // stream before it frees the ring.
+    unsafe {
+        device.launch(Entry::sample_f32, launch, arguments![ring, state, tokens, cursor, logits, shape])
+    }
+}
