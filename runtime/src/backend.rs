@@ -1,0 +1,296 @@
+//! The vocabulary that the model is written in: a short list of verbs, each of which is a specification.
+//!
+//! Every verb writes into buffers that the caller owns, reads the rest, and allocates nothing. Buffers are flat and row-major;
+//! the shape structs say how much of them a call uses. Sums accumulate in float32 on the GPU and in the working precision or
+//! better on the host. A shape that does not fit its buffers is a programmer's error and panics with both figures.
+
+use crate::error::Result;
+use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
+use crate::plan::{Entry, Precision};
+use crate::sampling::Sampling;
+use crate::taps::Taps;
+use crate::weights::Tensor;
+
+/// The rows of a `[R, C]` buffer that a call works on: `first`, `first + step`, …, `count` of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// How many rows; they are written densely, from row 0 on.
+    pub count: usize,
+    /// The first row read.
+    pub first: usize,
+    /// Distance between rows read.
+    pub step: usize,
+}
+
+impl Rows {
+    /// All of `count` rows.
+    #[must_use]
+    pub fn all(count: usize) -> Self {
+        Self { count, first: 0, step: 1 }
+    }
+
+    /// The last of each `time` rows, for `batch` sequences.
+    #[must_use]
+    pub fn last(batch: usize, time: usize) -> Self {
+        Self { count: batch, first: time - 1, step: time }
+    }
+}
+
+/// Dimensions of a matrix product `[rows, inputs] × [outputs, inputs]ᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Rows of the input.
+    pub rows: usize,
+    /// Columns of the input and of the weight.
+    pub inputs: usize,
+    /// Rows of the weight, columns of the output.
+    pub outputs: usize,
+}
+
+/// Dimensions of a forward pass over `batch` sequences of `time` new positions each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+}
+
+impl Step {
+    /// R = B · T.
+    #[must_use]
+    pub fn rows(self) -> usize {
+        self.batch * self.time
+    }
+}
+
+/// Dimensions of attention over a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// B and T.
+    pub step: Step,
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub head_size: usize,
+    /// P, the cache's capacity.
+    pub context: usize,
+}
+
+impl AttentionShape {
+    /// C = H · D.
+    #[must_use]
+    pub fn channels(self) -> usize {
+        self.heads * self.head_size
+    }
+
+    /// Elements of one cache buffer `[B, H, P, D]`.
+    #[must_use]
+    pub fn cache_len(self) -> usize {
+        self.step.batch * self.channels() * self.context
+    }
+}
+
+/// A place where the model runs.
+///
+/// `cursor` operands are `[2] u32`, `past` and `step`: the number of cached positions, and the number of tokens sampled so far. They live
+/// where the verbs run, so that a recorded sequence of verbs can be replayed for the next token unchanged.
+pub trait Backend: Sized {
+    /// Activations and cache, in the working precision.
+    type Buf;
+    /// Residual stream and logits, at least float32.
+    type Wide;
+    /// A parameter.
+    type Weight;
+    /// u32 values: token ids, cursor.
+    type Ids;
+    /// Where sampled tokens leave the device; see [`Backend::take`].
+    type Outbox;
+    /// What [`Backend::repeat`] remembers.
+    type Recording: Default;
+
+    /// Element widths, for the memory plan.
+    fn precision(&self) -> Precision;
+    /// The taps of this backend.
+    fn taps(&mut self) -> &mut Taps;
+
+    // ---- memory: the only methods that allocate ----
+
+    /// Makes a zeroed buffer of activations. Errors: out of memory.
+    fn buf(&mut self, entry: &Entry) -> Result<Self::Buf>;
+    /// Makes a zeroed wide buffer. Errors: out of memory.
+    fn wide(&mut self, entry: &Entry) -> Result<Self::Wide>;
+    /// Makes a zeroed buffer of ids. Errors: out of memory.
+    fn ids(&mut self, entry: &Entry) -> Result<Self::Ids>;
+    /// Makes a parameter from a stored tensor, converted to the working precision. Errors: out of memory.
+    fn weight(&mut self, tensor: &Tensor<'_>) -> Result<Self::Weight>;
+    /// Makes an outbox for rows of `batch` tokens. Errors: out of memory.
+    fn outbox(&mut self, batch: usize) -> Result<Self::Outbox>;
+
+    /// Writes `values`, rounded to the working precision, to the front of `y`.
+    fn write(&mut self, y: &mut Self::Buf, values: &[f64]) -> Result<()>;
+    /// Reads the first `len` values of `x`.
+    fn read(&mut self, x: &Self::Buf, len: usize) -> Result<Vec<f64>>;
+    /// Writes `values` to the front of `y`.
+    fn write_wide(&mut self, y: &mut Self::Wide, values: &[f64]) -> Result<()>;
+    /// Reads the first `len` values of `x`.
+    fn read_wide(&mut self, x: &Self::Wide, len: usize) -> Result<Vec<f64>>;
+    /// Writes `values` to the front of `y`.
+    fn write_ids(&mut self, y: &mut Self::Ids, values: &[u32]) -> Result<()>;
+    /// Reads the first `len` ids of `x`.
+    fn read_ids(&mut self, x: &Self::Ids, len: usize) -> Result<Vec<u32>>;
+
+    // ---- verbs ----
+
+    /// y[b, t] = token[tokens[b, t]] + position[past + t].
+    ///
+    /// `y: [B, T, C] wide`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none, `cursor: [2]`. An id of V or more, or
+    /// a position of P or more, gives a row of NaN. Source: `torch.nn.Embedding`.
+    fn embedding(
+        &mut self,
+        y: &mut Self::Wide,
+        tokens: &Self::Ids,
+        token: &Self::Weight,
+        position: Option<&Self::Weight>,
+        cursor: &Self::Ids,
+        step: Step,
+        channels: usize,
+    ) -> Result<()>;
+
+    /// y = (x − mean) / sqrt(var + eps) · weight + bias over the last dimension, var the biased variance.
+    ///
+    /// `y: [rows.count, C]`, `x: [R, C] wide`, of which `rows` are read. Source: `torch.nn.LayerNorm`.
+    fn layernorm(
+        &mut self,
+        y: &mut Self::Buf,
+        x: &Self::Wide,
+        norm: &Norm<Self>,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()>;
+
+    /// y = x · weightᵀ + bias.
+    ///
+    /// `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]` or none. Source: `torch.nn.Linear`.
+    fn linear(
+        &mut self,
+        y: &mut Self::Buf,
+        x: &Self::Buf,
+        weight: &Self::Weight,
+        bias: Option<&Self::Weight>,
+        shape: LinearShape,
+    ) -> Result<()>;
+
+    /// y = x · weightᵀ, kept wide: `y: [R, V] wide`, `x: [R, C]`, `weight: [V, C]`. Source: `torch.nn.Linear`.
+    fn logits(
+        &mut self,
+        y: &mut Self::Wide,
+        x: &Self::Buf,
+        weight: &Self::Weight,
+        shape: LinearShape,
+    ) -> Result<()>;
+
+    /// y = x · Φ(x) = x/2 · (1 + erf(x / √2)) for the first `len` elements. Source: `torch.nn.GELU()`.
+    fn gelu(&mut self, y: &mut Self::Buf, x: &Self::Buf, len: usize) -> Result<()>;
+
+    /// y += x for the first `len` elements: `y` wide, `x` working.
+    fn add(&mut self, y: &mut Self::Wide, x: &Self::Buf, len: usize) -> Result<()>;
+
+    /// cache[b, h, past + t, d] = x[b, t, h·D + d]: pure data movement.
+    ///
+    /// `cache: [B, H, P, D]`, `x: [B, T, C]`. Positions of P or more are not written.
+    fn append(
+        &mut self,
+        cache: &mut Self::Buf,
+        x: &Self::Buf,
+        cursor: &Self::Ids,
+        shape: AttentionShape,
+    ) -> Result<()>;
+
+    /// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past + t.
+    ///
+    /// `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`, already holding the new positions. Source: `torch.nn.functional.
+    /// scaled_dot_product_attention` with a causal mask.
+    fn attention(
+        &mut self,
+        y: &mut Self::Buf,
+        q: &Self::Buf,
+        keys: &Self::Buf,
+        values: &Self::Buf,
+        cursor: &Self::Ids,
+        shape: AttentionShape,
+    ) -> Result<()>;
+
+    /// Sets the rule that [`Backend::sample`] picks by from now on; a new outbox is greedy. It lives where the verbs run, so that a
+    /// recording serves any rule.
+    fn set_sampling(&mut self, outbox: &mut Self::Outbox, sampling: &Sampling) -> Result<()>;
+
+    /// Picks a token a row by the outbox's [`Sampling`], writes it to `tokens` and into the outbox, and advances the cursor: past by
+    /// `advance`, step by 1.
+    ///
+    /// `tokens: [B]`, `logits: [B, V] wide`.
+    fn sample(
+        &mut self,
+        outbox: &mut Self::Outbox,
+        tokens: &mut Self::Ids,
+        cursor: &mut Self::Ids,
+        logits: &Self::Wide,
+        batch: usize,
+        vocab: usize,
+        advance: usize,
+    ) -> Result<()>;
+
+    /// Waits for the oldest row of sampled tokens not yet taken and appends it to `tokens`. At most
+    /// [`OUTBOX_ROWS`] rows may be outstanding. Errors: the device failed.
+    fn take(&mut self, outbox: &mut Self::Outbox, tokens: &mut Vec<u32>) -> Result<()>;
+
+    /// Runs `body`, a sequence of verbs on the same buffers and shapes at every call with this `recording`.
+    ///
+    /// A backend may record the first run and replay it afterwards without calling `body` again.
+    fn repeat(
+        &mut self,
+        recording: &mut Self::Recording,
+        body: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()>;
+
+    // ---- fused verbs: the default is the plain composition, and the test twin of any other implementation ----
+
+    /// x += out(attention(q, k, v of ln1(x))), appending to the cache. `x: [B, T, C] wide`.
+    fn attention_sublayer(
+        &mut self,
+        x: &mut Self::Wide,
+        sublayer: &AttentionSublayer<Self>,
+        cache: &mut LayerCache<Self>,
+        scratch: &mut Scratch<Self>,
+        cursor: &Self::Ids,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        sublayer.compose(self, x, cache, scratch, cursor, shape)
+    }
+
+    /// x += down(gelu(up(ln2(x)))). `x: [R, C] wide`.
+    fn mlp_sublayer(
+        &mut self,
+        x: &mut Self::Wide,
+        sublayer: &MlpSublayer<Self>,
+        scratch: &mut Scratch<Self>,
+        rows: usize,
+    ) -> Result<()> {
+        sublayer.compose(self, x, scratch, rows)
+    }
+
+    /// logits = final_norm(x) · tokenᵀ for `rows` of x. `logits: [rows.count, V] wide`, `x: [R, C] wide`.
+    fn head(
+        &mut self,
+        logits: &mut Self::Wide,
+        x: &Self::Wide,
+        head: &Head<'_, Self>,
+        scratch: &mut Scratch<Self>,
+        rows: Rows,
+    ) -> Result<()> {
+        head.compose(self, logits, x, scratch, rows)
+    }
+}
+
+/// Rows of tokens that an outbox holds before the oldest must be taken.
+pub const OUTBOX_ROWS: usize = 64;

@@ -1,0 +1,144 @@
+//! Chooses where the model runs, and what a device tells about itself.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use touchstone_runtime::config::StoredDtype;
+use touchstone_runtime::{Backend, Cuda, Error, Host, Result, generate};
+
+use crate::args::{DeviceChoice, DtypeChoice};
+
+/// A backend as the program needs it.
+pub trait Device: Backend {
+    /// Decode steps to keep under way.
+    const LOOKAHEAD: usize;
+
+    /// Bytes of a matrix's element, for a checkpoint of this dtype.
+    fn weight_bytes(&self, stored: StoredDtype) -> usize;
+
+    /// The most bytes that the device held at once so far, where the backend counts them.
+    fn peak_bytes(&self) -> Option<u64>;
+
+    /// Bytes a second that the device can read, judged for a working set of this many bytes.
+    fn bandwidth(&self, working_set_bytes: usize) -> Option<f64>;
+}
+
+impl Device for Host<f32> {
+    /// The host computes while it is called: waiting steps would only hold back the text.
+    const LOOKAHEAD: usize = 1;
+
+    /// The host keeps bfloat16 matrices as they are and widens what it reads.
+    fn weight_bytes(&self, stored: StoredDtype) -> usize {
+        match stored {
+            StoredDtype::Float32 => 4,
+            StoredDtype::Bfloat16 => 2,
+        }
+    }
+
+    fn peak_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn bandwidth(&self, working_set_bytes: usize) -> Option<f64> {
+        Some(measure_read_bandwidth(working_set_bytes))
+    }
+}
+
+impl<E: touchstone_kernels::Element> Device for Cuda<E>
+where
+    Self: Backend,
+{
+    const LOOKAHEAD: usize = generate::LOOKAHEAD;
+
+    fn weight_bytes(&self, _stored: StoredDtype) -> usize {
+        self.precision().working_bytes
+    }
+
+    fn peak_bytes(&self) -> Option<u64> {
+        Some(touchstone_kernels::ledger::device_bytes_peak() as u64)
+    }
+
+    fn bandwidth(&self, _working_set_bytes: usize) -> Option<f64> {
+        let bytes_per_s = self.device().info().memory_bandwidth;
+        (bytes_per_s > 0).then_some(bytes_per_s as f64)
+    }
+}
+
+/// What runs once a device is chosen.
+pub trait Job {
+    /// Its result.
+    type Output;
+
+    /// Runs on this device; `choice` says which it is, and why.
+    fn run<D: Device>(self, device: D, choice: &str) -> Self::Output;
+}
+
+/// Opens the device asked for and runs the job on it, in the precision asked for or the one that the weights are stored in.
+///
+/// # Errors
+/// [`Error::NoDevice`] where a GPU was asked for and there is none, [`Error::Kernel`] where there is one and it cannot be used,
+/// [`Error::Argument`] where the CPU is asked for bf16.
+pub fn dispatch<J: Job>(
+    job: J,
+    device: DeviceChoice,
+    dtype: DtypeChoice,
+    stored: StoredDtype,
+) -> Result<J::Output> {
+    let as_stored = dtype == DtypeChoice::Auto && stored == StoredDtype::Bfloat16;
+    let bf16 = as_stored || dtype == DtypeChoice::Bf16;
+    let why = match device {
+        DeviceChoice::Cuda(ordinal) => return Ok(Gpu::open(ordinal, bf16)?.run(job, ordinal, "as asked")),
+        DeviceChoice::Auto => match Gpu::open(0, bf16) {
+            Ok(gpu) => return Ok(gpu.run(job, 0, "the first GPU")),
+            Err(Error::NoDevice(why)) => format!("no GPU: {why}"),
+            Err(error) => return Err(error),
+        },
+        DeviceChoice::Cpu => "as asked".to_owned(),
+    };
+    if dtype == DtypeChoice::Bf16 {
+        let problem = format!("is bf16, expected f32 or auto on the CPU ({why})");
+        return Err(Error::Argument { name: "dtype", problem });
+    }
+    Ok(job.run(Host::<f32>::new(), &format!("cpu, f32 ({why})")))
+}
+
+/// An open GPU of either precision.
+enum Gpu {
+    F32(Cuda<f32>),
+    Bf16(Cuda<half::bf16>),
+}
+
+impl Gpu {
+    fn open(ordinal: usize, bf16: bool) -> Result<Self> {
+        Ok(if bf16 { Self::Bf16(Cuda::open(ordinal)?) } else { Self::F32(Cuda::open(ordinal)?) })
+    }
+
+    fn run<J: Job>(self, job: J, ordinal: usize, why: &str) -> J::Output {
+        let choice = |name: &str, dtype| format!("cuda:{ordinal}, {name}, {dtype} ({why})");
+        match self {
+            Self::F32(gpu) => {
+                let choice = choice(&gpu.device().info().name, "f32");
+                job.run(gpu, &choice)
+            }
+            Self::Bf16(gpu) => {
+                let choice = choice(&gpu.device().info().name, "bf16");
+                job.run(gpu, &choice)
+            }
+        }
+    }
+}
+
+/// Reads a buffer of `bytes` over and over with every thread for a twentieth of a second: the best pass counts. A buffer of the model's own
+/// size, because a small model lives in the CPU's caches.
+fn measure_read_bandwidth(bytes: usize) -> f64 {
+    let buffer = vec![1u64; (bytes / size_of::<u64>()).max(1)];
+    let began = Instant::now();
+    let mut best = Duration::MAX;
+    while began.elapsed() < Duration::from_millis(50) {
+        let pass = Instant::now();
+        let sum: u64 = buffer.par_chunks(1 << 14).map(|chunk| chunk.iter().sum::<u64>()).sum();
+        std::hint::black_box(sum);
+        best = best.min(pass.elapsed());
+    }
+    size_of_val(&buffer[..]) as f64 / best.as_secs_f64()
+}

@@ -1,0 +1,153 @@
+//! Times, speed and memory of a generation.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use touchstone_runtime::Config;
+use touchstone_runtime::generate::{self, Timings};
+use touchstone_runtime::plan::{self, Kind, Precision};
+
+use crate::device::Device;
+
+/// The figures of one generation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// From the program's start to a model ready to run.
+    pub load_ms: f64,
+    /// Tokens of the prompt that the model saw.
+    pub prompt_tokens: usize,
+    /// The pass over the prompt, up to the first token's arrival.
+    pub prefill_ms: f64,
+    /// From the program's start, or in a session from the prompt's entry, to the first token's arrival.
+    pub first_token_ms: f64,
+    /// Tokens generated.
+    pub tokens: usize,
+    /// Over all tokens after the first; none for a single token.
+    pub tokens_per_s: Option<f64>,
+    /// For a token served by the cache; none where there was none.
+    pub decode_us: Option<f64>,
+    /// For a token past the context.
+    pub slide_us: Option<f64>,
+    /// Bytes that a token served by the cache must read: the weights and the cache's filled part.
+    pub token_bytes: usize,
+    /// What the device can read in a second.
+    pub bandwidth_bytes_per_s: Option<f64>,
+    /// The time in which the device can read `token_bytes`, as a share of `decode_us`.
+    pub bandwidth_share: Option<f64>,
+    /// Bytes of every buffer of the memory plan.
+    pub planned_bytes: usize,
+    /// The most that the device held at once, where the backend counts it.
+    pub peak_bytes: Option<u64>,
+}
+
+impl Stats {
+    /// The figures of a generation that saw `prompt_tokens` tokens.
+    pub fn new<D: Device>(
+        device: &D,
+        config: &Config,
+        prompt_tokens: usize,
+        timings: &Timings,
+        load: Duration,
+        wait: Duration,
+    ) -> Self {
+        let Timings { prefill, decoded, decode, slid, slide } = *timings;
+        let precision = device.precision();
+        let each_us =
+            |time: Duration, count: usize| (count > 0).then(|| time.as_secs_f64() * 1e6 / count as f64);
+        let later = decoded + slid;
+        let weight_bytes = device.weight_bytes(config.dtype);
+        // Over these tokens, the cache holds half of them on average.
+        let past = prompt_tokens + decoded.div_ceil(2);
+        let token_bytes = token_bytes(config, precision, weight_bytes, past);
+        let bandwidth = device.bandwidth(token_bytes);
+        let decode_us = each_us(decode, decoded);
+        let context = config.max_position_embeddings;
+        let planned =
+            plan::plan(config, generate::capacity(context, 1)).into_iter().map(|entry| match entry.kind {
+                Kind::Weight => entry.elements() * weight_bytes,
+                _ => entry.bytes(precision),
+            });
+        let planned_bytes = planned.sum();
+        Self {
+            load_ms: ms(load),
+            prompt_tokens,
+            prefill_ms: ms(prefill),
+            first_token_ms: ms(wait + prefill),
+            tokens: 1 + later,
+            tokens_per_s: (later > 0).then(|| later as f64 / (decode + slide).as_secs_f64()),
+            decode_us,
+            slide_us: each_us(slide, slid),
+            token_bytes,
+            bandwidth_bytes_per_s: bandwidth,
+            bandwidth_share: bandwidth
+                .zip(decode_us)
+                .map(|(rate, us)| token_bytes as f64 / rate / (us * 1e-6)),
+            planned_bytes,
+            peak_bytes: device.peak_bytes(),
+        }
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Bytes that a decode step at `past` cached positions cannot avoid reading: every weight (of the position embedding, one row) and the
+/// filled part of the cache.
+fn token_bytes(config: &Config, precision: Precision, weight_bytes: usize, past: usize) -> usize {
+    let unread = (config.max_position_embeddings - 1) * config.hidden_size;
+    let position_bytes = 2 * config.num_hidden_layers * config.hidden_size * precision.working_bytes;
+    let past = past.min(config.max_position_embeddings);
+    (config.parameters() - unread) * weight_bytes + past * position_bytes
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { load_ms, prefill_ms, first_token_ms, prompt_tokens, tokens, .. } = self;
+        write!(f, "load {load_ms:.1} ms, prefill {prefill_ms:.2} ms ({prompt_tokens} tokens), ")?;
+        write!(f, "first token after {first_token_ms:.1} ms; {tokens} tokens")?;
+        if let Some(rate) = self.tokens_per_s {
+            write!(f, ", {rate:.1} tokens/s")?;
+        }
+        if let Some(us) = self.decode_us {
+            write!(f, ", {us:.1} us a token")?;
+        }
+        if let (Some(share), Some(rate)) = (self.bandwidth_share, self.bandwidth_bytes_per_s) {
+            let (percent, mib, gb) = (share * 100.0, mib(self.token_bytes), rate / 1e9);
+            write!(f, " ({percent:.1} % of the bandwidth limit: {mib:.1} MiB a token at {gb:.0} GB/s)")?;
+        }
+        if let Some(us) = self.slide_us {
+            write!(f, ", {us:.1} us a token past the context")?;
+        }
+        write!(f, "; memory {:.1} MiB planned", mib(self.planned_bytes))?;
+        match self.peak_bytes {
+            Some(bytes) => write!(f, ", {:.1} MiB at most on the device", mib(bytes as usize)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without this, the share of the bandwidth limit could count bytes twice, or forget the cache.
+    #[test]
+    fn a_token_reads_the_weights_once_and_the_filled_cache() {
+        let text = r#"{"vocab_size": 65, "max_position_embeddings": 256, "hidden_size": 128, "num_attention_heads": 4,
+            "intermediate_size": 512, "num_hidden_layers": 6, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+            "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}"#;
+        let config = Config::parse(text, "config.json".as_ref()).unwrap();
+        let precision = Precision { name: "f32", working_bytes: 4, wide_bytes: 4 };
+        // 1,228,672 parameters, as the model's card counts them, of which 255 position rows are not read.
+        let weights = 1_228_672 - 255 * 128;
+        assert_eq!(token_bytes(&config, precision, 4, 0), 4 * weights);
+        assert_eq!(token_bytes(&config, precision, 2, 10), 2 * weights + 10 * 6 * 2 * 128 * 4);
+        assert_eq!(token_bytes(&config, precision, 4, 300), token_bytes(&config, precision, 4, 256));
+    }
+}

@@ -1,0 +1,308 @@
+//! The verbs, each handed to its launcher.
+
+use touchstone_kernels::{
+    self as kernels, Buffer, CacheShape, Element, Graph, NormQkvWeights, NormShape, Outbox,
+};
+
+use super::{Cuda, memory};
+use crate::backend::{AttentionShape, Backend, LinearShape, OUTBOX_ROWS, Rows, Step};
+use crate::error::Result;
+use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
+use crate::plan::{Entry, Precision};
+use crate::sampling::Sampling;
+use crate::taps::Taps;
+use crate::weights::Tensor;
+
+/// The longest pass, in rows, that the fused kernels serve.
+const FUSED_ROWS_MAX: usize = 32;
+
+impl<E: Element> Cuda<E> {
+    /// Whether a pass of `rows` rows of `channels` goes through the fused kernels.
+    fn fuses(&self, rows: usize, channels: usize, width: usize) -> bool {
+        let aligned = channels.is_multiple_of(4) && width.is_multiple_of(4);
+        !self.taps.plain() && rows <= FUSED_ROWS_MAX && aligned && channels <= kernels::ROW_MAX
+    }
+}
+
+fn number(value: usize) -> u32 {
+    u32::try_from(value).expect("dimensions fit u32")
+}
+
+fn cache_shape(shape: AttentionShape) -> CacheShape {
+    CacheShape {
+        batch: number(shape.step.batch),
+        time: number(shape.step.time),
+        heads: number(shape.heads),
+        head_size: number(shape.head_size),
+        context: number(shape.context),
+    }
+}
+
+fn linear_shape(shape: LinearShape) -> kernels::LinearShape {
+    kernels::LinearShape {
+        rows: number(shape.rows),
+        inputs: number(shape.inputs),
+        outputs: number(shape.outputs),
+    }
+}
+
+fn norm_shape(rows: Rows, columns: usize, eps: f64) -> NormShape {
+    NormShape {
+        count: number(rows.count),
+        first: number(rows.first),
+        step: number(rows.step),
+        columns: number(columns),
+        eps: eps as f32,
+    }
+}
+
+impl<E: Element> Backend for Cuda<E> {
+    type Buf = Buffer<E>;
+    type Wide = Buffer<f32>;
+    type Weight = Buffer<E>;
+    type Ids = Buffer<u32>;
+    type Outbox = Outbox;
+    type Recording = Option<Graph>;
+
+    fn precision(&self) -> Precision {
+        Precision { name: E::NAME, working_bytes: size_of::<E>(), wide_bytes: 4 }
+    }
+
+    fn taps(&mut self) -> &mut Taps {
+        &mut self.taps
+    }
+
+    fn buf(&mut self, entry: &Entry) -> Result<Buffer<E>> {
+        self.zeroed(entry)
+    }
+
+    fn wide(&mut self, entry: &Entry) -> Result<Buffer<f32>> {
+        self.zeroed(entry)
+    }
+
+    fn ids(&mut self, entry: &Entry) -> Result<Buffer<u32>> {
+        self.zeroed(entry)
+    }
+
+    fn weight(&mut self, tensor: &Tensor<'_>) -> Result<Buffer<E>> {
+        self.upload_weight(tensor)
+    }
+
+    fn outbox(&mut self, batch: usize) -> Result<Outbox> {
+        Ok(Outbox::new(self.device(), OUTBOX_ROWS, batch)?)
+    }
+
+    fn write(&mut self, y: &mut Buffer<E>, values: &[f64]) -> Result<()> {
+        memory::write(y, values)
+    }
+
+    fn read(&mut self, x: &Buffer<E>, len: usize) -> Result<Vec<f64>> {
+        memory::read(x, len)
+    }
+
+    fn write_wide(&mut self, y: &mut Buffer<f32>, values: &[f64]) -> Result<()> {
+        memory::write(y, values)
+    }
+
+    fn read_wide(&mut self, x: &Buffer<f32>, len: usize) -> Result<Vec<f64>> {
+        memory::read(x, len)
+    }
+
+    fn write_ids(&mut self, y: &mut Buffer<u32>, values: &[u32]) -> Result<()> {
+        Ok(y.write(values)?)
+    }
+
+    fn read_ids(&mut self, x: &Buffer<u32>, len: usize) -> Result<Vec<u32>> {
+        Ok(x.read(len)?)
+    }
+
+    fn embedding(
+        &mut self,
+        y: &mut Buffer<f32>,
+        tokens: &Buffer<u32>,
+        token: &Buffer<E>,
+        position: Option<&Buffer<E>>,
+        cursor: &Buffer<u32>,
+        step: Step,
+        channels: usize,
+    ) -> Result<()> {
+        let pass = (step.batch, step.time);
+        Ok(kernels::embedding(&self.device, y, tokens, token, position, cursor, pass, channels)?)
+    }
+
+    fn layernorm(
+        &mut self,
+        y: &mut Buffer<E>,
+        x: &Buffer<f32>,
+        norm: &Norm<Self>,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
+        let shape = norm_shape(rows, channels, norm.eps);
+        Ok(kernels::layernorm(&self.device, y, x, &norm.weight, &norm.bias, shape)?)
+    }
+
+    fn linear(
+        &mut self,
+        y: &mut Buffer<E>,
+        x: &Buffer<E>,
+        weight: &Buffer<E>,
+        bias: Option<&Buffer<E>>,
+        shape: LinearShape,
+    ) -> Result<()> {
+        Ok(kernels::linear(&self.device, y, x, weight, bias, linear_shape(shape))?)
+    }
+
+    fn logits(
+        &mut self,
+        y: &mut Buffer<f32>,
+        x: &Buffer<E>,
+        weight: &Buffer<E>,
+        shape: LinearShape,
+    ) -> Result<()> {
+        Ok(kernels::logits(&self.device, y, x, weight, linear_shape(shape))?)
+    }
+
+    fn gelu(&mut self, y: &mut Buffer<E>, x: &Buffer<E>, len: usize) -> Result<()> {
+        Ok(kernels::gelu(&self.device, y, x, len)?)
+    }
+
+    fn add(&mut self, y: &mut Buffer<f32>, x: &Buffer<E>, len: usize) -> Result<()> {
+        Ok(kernels::add(&self.device, y, x, len)?)
+    }
+
+    fn append(
+        &mut self,
+        cache: &mut Buffer<E>,
+        x: &Buffer<E>,
+        cursor: &Buffer<u32>,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        Ok(kernels::append(&self.device, cache, x, cursor, cache_shape(shape))?)
+    }
+
+    fn attention(
+        &mut self,
+        y: &mut Buffer<E>,
+        q: &Buffer<E>,
+        keys: &Buffer<E>,
+        values: &Buffer<E>,
+        cursor: &Buffer<u32>,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        Ok(kernels::attention(&self.device, y, q, keys, values, cursor, cache_shape(shape))?)
+    }
+
+    fn set_sampling(&mut self, outbox: &mut Outbox, sampling: &Sampling) -> Result<()> {
+        let Sampling { temperature, top_k, top_p, seed } = *sampling;
+        Ok(outbox.set_rule(&kernels::SampleRule { temperature, top_k, top_p, seed })?)
+    }
+
+    fn sample(
+        &mut self,
+        outbox: &mut Outbox,
+        tokens: &mut Buffer<u32>,
+        cursor: &mut Buffer<u32>,
+        logits: &Buffer<f32>,
+        batch: usize,
+        vocab: usize,
+        advance: usize,
+    ) -> Result<()> {
+        assert_eq!(outbox.batch(), batch, "the outbox was made for another batch");
+        Ok(kernels::sample(&self.device, outbox, tokens, cursor, logits, vocab, advance)?)
+    }
+
+    fn take(&mut self, outbox: &mut Outbox, tokens: &mut Vec<u32>) -> Result<()> {
+        Ok(outbox.take(tokens)?)
+    }
+
+    fn repeat(
+        &mut self,
+        recording: &mut Option<Graph>,
+        mut body: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        if self.taps.plain() {
+            return body(self);
+        }
+        let graph = match recording {
+            Some(graph) => graph,
+            None => {
+                let device = self.device.clone();
+                recording.insert(Graph::record(&device, || body(self))?)
+            }
+        };
+        Ok(graph.launch()?)
+    }
+
+    fn attention_sublayer(
+        &mut self,
+        x: &mut Buffer<f32>,
+        sublayer: &AttentionSublayer<Self>,
+        cache: &mut LayerCache<Self>,
+        s: &mut Scratch<Self>,
+        cursor: &Buffer<u32>,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let (rows, channels) = (shape.step.rows(), shape.channels());
+        if !self.fuses(rows, channels, channels) {
+            return sublayer.compose(self, x, cache, s, cursor, shape);
+        }
+        let (norm, attention) = (&sublayer.norm, &sublayer.attention);
+        let weights = NormQkvWeights {
+            norm_weight: &norm.weight,
+            norm_bias: &norm.bias,
+            q: &attention.q,
+            k: &attention.k,
+            v: &attention.v,
+            eps: norm.eps as f32,
+        };
+        let LayerCache { keys, values } = cache;
+        kernels::norm_qkv(&self.device, &mut s.q, keys, values, x, &weights, cursor, cache_shape(shape))?;
+        self.attention(&mut s.core, &s.q, keys, values, cursor, shape)?;
+        let square = linear_shape(LinearShape { rows, inputs: channels, outputs: channels });
+        Ok(kernels::linear_add(&self.device, x, &s.core, &attention.out, &attention.out_bias, square)?)
+    }
+
+    fn mlp_sublayer(
+        &mut self,
+        x: &mut Buffer<f32>,
+        sublayer: &MlpSublayer<Self>,
+        s: &mut Scratch<Self>,
+        rows: usize,
+    ) -> Result<()> {
+        let (norm, mlp) = (&sublayer.norm, &sublayer.mlp);
+        if !self.fuses(rows, mlp.channels, mlp.width) {
+            return sublayer.compose(self, x, s, rows);
+        }
+        let shape = norm_shape(Rows::all(rows), mlp.channels, norm.eps);
+        let parameters = (&norm.weight, &norm.bias);
+        kernels::norm_gelu(
+            &self.device,
+            &mut s.gelu,
+            x,
+            parameters,
+            &mlp.up,
+            &mlp.up_bias,
+            shape,
+            mlp.width,
+        )?;
+        let down = linear_shape(LinearShape { rows, inputs: mlp.width, outputs: mlp.channels });
+        Ok(kernels::linear_add(&self.device, x, &s.gelu, &mlp.down, &mlp.down_bias, down)?)
+    }
+
+    fn head(
+        &mut self,
+        logits: &mut Buffer<f32>,
+        x: &Buffer<f32>,
+        head: &Head<'_, Self>,
+        scratch: &mut Scratch<Self>,
+        rows: Rows,
+    ) -> Result<()> {
+        if !self.fuses(rows.count, head.channels, head.channels) {
+            return head.compose(self, logits, x, scratch, rows);
+        }
+        let shape = norm_shape(rows, head.channels, head.norm.eps);
+        let parameters = (&head.norm.weight, &head.norm.bias);
+        Ok(kernels::norm_logits(&self.device, logits, x, parameters, head.token, shape, head.vocab)?)
+    }
+}

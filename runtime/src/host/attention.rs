@@ -1,0 +1,172 @@
+//! Causal attention over the cache.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Float;
+use super::dot::{BLOCK, accumulate, padded};
+use super::memory::{front, front_mut};
+use crate::backend::AttentionShape;
+
+/// Positions whose scores are held at once.
+const SPAN: usize = 64;
+/// Positions whose scores are computed at once.
+const TILE: usize = 8;
+/// New positions from which on queries are spread over threads.
+const PARALLEL_ROWS_MIN: usize = 16;
+
+/// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past + t.
+///
+/// `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`. One pass over the keys, with a running maximum (Milakov and Gimelshein,
+/// "Online normalizer calculation for softmax", 2018). Scores add up and stay in float64: the exponential turns their absolute error into
+/// a relative one, which is most of attention's error.
+pub(super) fn attention<T: Float>(
+    arch: Arch,
+    y: &mut [T],
+    q: &[T],
+    keys: &[T],
+    values: &[T],
+    past: usize,
+    shape: AttentionShape,
+) {
+    let AttentionShape { step, heads, head_size, context } = shape;
+    let (rows, channels) = (step.rows(), shape.channels());
+    let y = front_mut("attention: y", y, rows * channels);
+    let q = front("attention: q", q, rows * channels);
+    let keys = front("attention: keys", keys, shape.cache_len());
+    let values = front("attention: values", values, shape.cache_len());
+    let scale = 1.0 / (head_size as f64).sqrt();
+    let row = |(row, (y, q)): (usize, (&mut [T], &[T]))| {
+        let visible = (past + row % step.time + 1).min(context) * head_size;
+        let heads_of_row = y.chunks_exact_mut(head_size).zip(q.chunks_exact(head_size));
+        for (head, (y, q)) in heads_of_row.enumerate() {
+            let start = (row / step.time * heads + head) * context * head_size;
+            let (keys, values) = (&keys[start..][..visible], &values[start..][..visible]);
+            arch.dispatch(Query { y, q, keys, values, scale });
+        }
+    };
+    if rows < PARALLEL_ROWS_MIN {
+        y.chunks_exact_mut(channels).zip(q.chunks_exact(channels)).enumerate().for_each(row);
+    } else {
+        y.par_chunks_exact_mut(channels).zip(q.par_chunks_exact(channels)).enumerate().for_each(row);
+    }
+}
+
+/// One query of one head. `y, q: [D]`, `keys, values: [S, D]`.
+struct Query<'a, T> {
+    y: &'a mut [T],
+    q: &'a [T],
+    keys: &'a [T],
+    values: &'a [T],
+    scale: f64,
+}
+
+impl<T: Float> WithSimd for Query<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { y, q, keys, values, scale } = self;
+        let span = SPAN * q.len();
+        let (mut maximum, mut total) = (f64::NEG_INFINITY, T::ZERO);
+        y.fill(T::ZERO);
+        for (keys, values) in keys.chunks(span).zip(values.chunks(span)) {
+            let len = keys.len() / q.len();
+            let (mut scores, mut weights) = ([0.0; SPAN], [T::ZERO; SPAN]);
+            let (scores, weights) = (&mut scores[..len], &mut weights[..len]);
+            dot_all(simd, scores, q, keys);
+            let before = maximum;
+            for score in &mut *scores {
+                *score *= scale;
+                maximum = if *score > maximum { *score } else { maximum };
+            }
+            for (weight, score) in weights.iter_mut().zip(scores) {
+                *weight = T::from_f64(*score - maximum).exp();
+            }
+            let shrink = T::from_f64(before - maximum).exp();
+            total = total * shrink + sum(weights);
+            for y in &mut *y {
+                *y = *y * shrink;
+            }
+            add_weighted(simd, y, weights, values);
+        }
+        for y in y {
+            *y = *y / total;
+        }
+    }
+}
+
+/// scores[s] = q · keys[s]. `scores: [S]`, `q: [D]`, `keys: [S, D]`.
+#[inline(always)]
+fn dot_all<S: Simd, T: Float>(simd: S, scores: &mut [f64], q: &[T], keys: &[T]) {
+    let (tiles, rest) = scores.as_chunks_mut::<TILE>();
+    let (tile_keys, rest_keys) = keys.split_at(tiles.len() * TILE * q.len());
+    for (scores, keys) in tiles.iter_mut().zip(tile_keys.chunks_exact(TILE * q.len())) {
+        *scores = dot_tile(simd, q, keys);
+    }
+    for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(q.len())) {
+        [*score] = dot_tile(simd, q, key);
+    }
+}
+
+/// [`dot_all`], for `N` keys.
+#[inline(always)]
+fn dot_tile<S: Simd, T: Float, const N: usize>(simd: S, q: &[T], keys: &[T]) -> [f64; N] {
+    let mut sums = [[T::zero(simd); N]];
+    let (mut blocks, mut tails) = ([&[][..]; N], [&[][..]; N]);
+    for n in 0..N {
+        (blocks[n], tails[n]) = keys[n * q.len()..][..q.len()].as_chunks::<BLOCK>();
+    }
+    let (q_blocks, q_tail) = q.as_chunks::<BLOCK>();
+    accumulate(simd, &mut sums, [q_blocks], blocks);
+    if !q_tail.is_empty() {
+        let (q_tail, tails) = ([padded(q_tail)], tails.map(|tail| [padded(tail)]));
+        for n in 0..N {
+            blocks[n] = &tails[n];
+        }
+        accumulate(simd, &mut sums, [&q_tail], blocks);
+    }
+    sums[0].map(|sum| T::sum_f64(simd, sum))
+}
+
+/// Σ x, in pairs.
+fn sum<T: Float>(x: &[T]) -> T {
+    match x {
+        [] => T::ZERO,
+        [x] => *x,
+        _ => {
+            let (a, b) = x.split_at(x.len() / 2);
+            sum(a) + sum(b)
+        }
+    }
+}
+
+/// y += Σ_s weights[s] · values[s]. `y: [D]`, `weights: [S]`, `values: [S, D]`.
+#[inline(always)]
+fn add_weighted<S: Simd, T: Float>(simd: S, y: &mut [T], weights: &[T], values: &[T]) {
+    /// Positions that are summed side by side, so that no addition waits for the one before.
+    const SIDES: usize = 4;
+    let head_size = y.len();
+    let (blocks, tail) = y.as_chunks_mut::<BLOCK>();
+    let tail_start = blocks.len() * BLOCK;
+    for (index, y) in blocks.iter_mut().enumerate() {
+        for i in 0..T::registers::<S>() {
+            let mut sums = [T::zero(simd); SIDES];
+            for (weights, values) in weights.chunks(SIDES).zip(values.chunks(SIDES * head_size)) {
+                for ((sum, &weight), value) in
+                    sums.iter_mut().zip(weights).zip(values.chunks_exact(head_size))
+                {
+                    let value = T::register(simd, &value.as_chunks::<BLOCK>().0[index], i);
+                    *sum = T::mul_add(simd, T::splat(simd, weight), value, *sum);
+                }
+            }
+            let [a, b, c, d] = sums;
+            T::add_to(simd, y, i, T::plus(simd, T::plus(simd, a, b), T::plus(simd, c, d)));
+        }
+    }
+    for (&weight, value) in weights.iter().zip(values.chunks_exact(head_size)) {
+        for (y, &value) in tail.iter_mut().zip(&value[tail_start..]) {
+            *y += weight * value;
+        }
+    }
+}

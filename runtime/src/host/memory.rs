@@ -1,0 +1,47 @@
+//! What the host backend owns besides parameters: buffers and the outbox.
+
+use std::collections::VecDeque;
+
+use crate::backend::OUTBOX_ROWS;
+use crate::sampling::Sampling;
+
+/// Sampled tokens that nobody has taken yet, oldest first.
+pub struct Outbox {
+    batch: usize,
+    tokens: VecDeque<u32>,
+    /// The rule of picking.
+    pub(super) sampling: Sampling,
+}
+
+impl Outbox {
+    /// An empty outbox for rows of `batch` tokens.
+    pub(super) fn new(batch: usize) -> Self {
+        Self { batch, tokens: VecDeque::with_capacity(batch * OUTBOX_ROWS), sampling: Sampling::GREEDY }
+    }
+
+    /// Adds a row.
+    pub(super) fn put(&mut self, row: &[u32]) {
+        assert_eq!(row.len(), self.batch, "the outbox was made for rows of {} tokens", self.batch);
+        let outstanding = self.tokens.len() / self.batch;
+        assert!(outstanding < OUTBOX_ROWS, "{outstanding} rows outstanding, at most {OUTBOX_ROWS} may be");
+        self.tokens.extend(row);
+    }
+
+    /// Moves the oldest row to the end of `tokens`.
+    pub(super) fn take(&mut self, tokens: &mut Vec<u32>) {
+        assert!(!self.tokens.is_empty(), "no row of tokens is outstanding");
+        tokens.extend(self.tokens.drain(..self.batch));
+    }
+}
+
+/// The first `len` elements of the operand `name`.
+pub(super) fn front<'a, E>(name: &str, buffer: &'a [E], len: usize) -> &'a [E] {
+    assert!(len <= buffer.len(), "{name}: {len} elements wanted, {} there", buffer.len());
+    &buffer[..len]
+}
+
+/// The first `len` elements of the operand `name`, to be written.
+pub(super) fn front_mut<'a, E>(name: &str, buffer: &'a mut [E], len: usize) -> &'a mut [E] {
+    assert!(len <= buffer.len(), "{name}: {len} elements wanted, {} there", buffer.len());
+    &mut buffer[..len]
+}

@@ -1,0 +1,260 @@
+//! The GPT itself, written once over the [`Backend`] trait.
+
+use crate::backend::{AttentionShape, Backend, Rows, Step};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
+use crate::plan::{self, Capacity, Entry, LogitRows};
+use crate::sampling::Sampling;
+use crate::taps::{Tap, tap};
+use crate::weights::WeightSource;
+
+/// Decode steps that are recorded as one: replaying a recording has a cost of its own, which these share.
+pub const BURST: usize = 8;
+
+/// A GPT with its weights, its KV cache and every buffer a forward pass needs. After construction nothing allocates.
+pub struct Model<B: Backend> {
+    config: Config,
+    capacity: Capacity,
+    weights: Weights<B>,
+    state: State<B>,
+}
+
+/// The parameters.
+struct Weights<B: Backend> {
+    token: B::Weight,
+    position: B::Weight,
+    blocks: Vec<(AttentionSublayer<B>, MlpSublayer<B>)>,
+    final_norm: Norm<B>,
+}
+
+/// What changes while the model runs.
+struct State<B: Backend> {
+    caches: Vec<LayerCache<B>>,
+    scratch: Scratch<B>,
+    tokens: B::Ids,
+    cursor: B::Ids,
+    residual: B::Wide,
+    logits: B::Wide,
+    outbox: B::Outbox,
+    /// Of one decode step, and of [`BURST`].
+    recordings: [B::Recording; 2],
+    /// The host's copy of the cursor's `past`.
+    past: usize,
+    /// Rows of tokens sampled and not taken yet.
+    outstanding: usize,
+}
+
+impl<B: Backend> Model<B> {
+    /// Loads the weights and allocates every buffer of [`plan::plan`].
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor, or out of memory.
+    pub fn new(b: &mut B, config: &Config, source: &dyn WeightSource, capacity: Capacity) -> Result<Self> {
+        Ok(Self {
+            config: config.clone(),
+            capacity,
+            weights: Weights::load(b, config, source)?,
+            state: State::new(b, config, capacity)?,
+        })
+    }
+
+    /// The model's dimensions.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Cached positions, the same for every sequence of the batch.
+    #[must_use]
+    pub fn past(&self) -> usize {
+        self.state.past
+    }
+
+    /// Forgets the cache and every token not taken yet, so that the next pass starts at position 0; `step` is the number of tokens
+    /// sampled so far, which seeds the next pick.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn rewind(&mut self, b: &mut B, step: u32) -> Result<()> {
+        let mut dropped = Vec::new();
+        while self.state.outstanding > 0 {
+            self.take(b, &mut dropped)?;
+        }
+        self.state.past = 0;
+        b.write_ids(&mut self.state.cursor, &[0, step])
+    }
+
+    /// Runs `tokens: [B, T]`, appended to what the cache holds, and leaves logits in [`Model::read_logits`].
+    ///
+    /// The cursor moves on with [`Model::sample`] or [`Model::advance`], not here.
+    ///
+    /// # Errors
+    /// More positions than the context or the capacity holds.
+    pub fn forward(&mut self, b: &mut B, tokens: &[u32]) -> Result<()> {
+        let step = Step { batch: self.capacity.batch, time: tokens.len() / self.capacity.batch };
+        let needed = self.state.past + step.time;
+        if needed > self.config.max_position_embeddings || step.time > self.capacity.time {
+            let context = self.config.max_position_embeddings.min(self.state.past + self.capacity.time);
+            return Err(Error::ContextFull { needed, context });
+        }
+        assert_eq!(step.rows(), tokens.len(), "tokens are [B, T] for the model's batch");
+        assert!(step.time > 0, "a pass has at least one position");
+        b.write_ids(&mut self.state.tokens, tokens)?;
+        self.pass(b, step)
+    }
+
+    /// Moves the cursor past the `time` positions just run, without sampling.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn advance(&mut self, b: &mut B, time: usize) -> Result<()> {
+        self.state.past += time;
+        let mut cursor = b.read_ids(&self.state.cursor, 2)?;
+        cursor[0] = u32::try_from(self.state.past).expect("positions fit u32");
+        b.write_ids(&mut self.state.cursor, &cursor)
+    }
+
+    /// Sets the rule that tokens are picked by from now on; a new model is greedy.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn set_sampling(&mut self, b: &mut B, sampling: &Sampling) -> Result<()> {
+        b.set_sampling(&mut self.state.outbox, sampling)
+    }
+
+    /// Picks the next token of each sequence from the last pass's logits and moves the cursor past its `time` positions.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn sample(&mut self, b: &mut B, time: usize) -> Result<()> {
+        self.state.sample(b, self.capacity.batch, self.config.vocab_size, time)?;
+        self.state.past += time;
+        self.state.outstanding += 1;
+        Ok(())
+    }
+
+    /// `steps` tokens more for each sequence: each step runs the tokens sampled last, at their place, and samples the next. A backend
+    /// may replay what it recorded at the first call.
+    ///
+    /// # Errors
+    /// The context is full, or the device failed.
+    pub fn decode(&mut self, b: &mut B, steps: usize) -> Result<()> {
+        let (needed, context) = (self.state.past + steps, self.config.max_position_embeddings);
+        if needed > context {
+            return Err(Error::ContextFull { needed, context });
+        }
+        for _ in 0..steps / BURST {
+            self.burst(b, BURST)?;
+        }
+        for _ in 0..steps % BURST {
+            self.burst(b, 1)?;
+        }
+        Ok(())
+    }
+
+    /// `steps` steps, 1 or [`BURST`], as one recording.
+    fn burst(&mut self, b: &mut B, steps: usize) -> Result<()> {
+        let which = usize::from(steps > 1);
+        let mut recording = std::mem::take(&mut self.state.recordings[which]);
+        let step = Step { batch: self.capacity.batch, time: 1 };
+        let result = b.repeat(&mut recording, |b| {
+            for _ in 0..steps {
+                self.pass(b, step)?;
+                self.state.sample(b, step.batch, self.config.vocab_size, 1)?;
+            }
+            Ok(())
+        });
+        self.state.recordings[which] = recording;
+        result?;
+        self.state.past += steps;
+        self.state.outstanding += steps;
+        Ok(())
+    }
+
+    /// Waits for the oldest row of sampled tokens and appends it to `tokens`.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn take(&mut self, b: &mut B, tokens: &mut Vec<u32>) -> Result<()> {
+        self.state.outstanding = self.state.outstanding.saturating_sub(1);
+        b.take(&mut self.state.outbox, tokens)
+    }
+
+    /// The logits of the last pass, `rows` of V values.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn read_logits(&self, b: &mut B, rows: usize) -> Result<Vec<f64>> {
+        b.read_wide(&self.state.logits, rows * self.config.vocab_size)
+    }
+
+    /// The forward pass over the tokens in `state.tokens`.
+    fn pass(&mut self, b: &mut B, step: Step) -> Result<()> {
+        let (config, w, s) = (&self.config, &self.weights, &mut self.state);
+        let channels = config.hidden_size;
+        let shape = AttentionShape {
+            step,
+            heads: config.num_attention_heads,
+            head_size: config.head_size(),
+            context: config.max_position_embeddings,
+        };
+        b.embedding(&mut s.residual, &s.tokens, &w.token, Some(&w.position), &s.cursor, step, channels)?;
+        tap(b, "", "embedding", Tap::Wide(&mut s.residual), step.rows() * channels)?;
+        for ((attention, mlp), cache) in w.blocks.iter().zip(&mut s.caches) {
+            b.attention_sublayer(&mut s.residual, attention, cache, &mut s.scratch, &s.cursor, shape)?;
+            b.mlp_sublayer(&mut s.residual, mlp, &mut s.scratch, step.rows())?;
+        }
+        let rows = match self.capacity.logits {
+            LogitRows::All => Rows::all(step.rows()),
+            LogitRows::Last => Rows::last(step.batch, step.time),
+        };
+        let head = Head { norm: &w.final_norm, token: &w.token, channels, vocab: config.vocab_size };
+        b.head(&mut s.logits, &s.residual, &head, &mut s.scratch, rows)
+    }
+}
+
+impl<B: Backend> Weights<B> {
+    fn load(b: &mut B, config: &Config, source: &dyn WeightSource) -> Result<Self> {
+        let (c, f, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let token = b.weight(&source.tensor("embedding.token.weight", &[config.vocab_size, c])?)?;
+        let position =
+            b.weight(&source.tensor("embedding.position.weight", &[config.max_position_embeddings, c])?)?;
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| {
+                let path = format!("blocks.{i}");
+                let attention = AttentionSublayer::load(b, source, &path, c, eps)?;
+                Ok((attention, MlpSublayer::load(b, source, &path, c, f, eps)?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { token, position, blocks, final_norm: Norm::load(b, source, "final_norm", c, eps)? })
+    }
+}
+
+impl<B: Backend> State<B> {
+    fn new(b: &mut B, config: &Config, capacity: Capacity) -> Result<Self> {
+        let caches = plan::caches(config, capacity.batch)
+            .chunks_exact(2)
+            .map(|pair| LayerCache::new(b, &pair[0], &pair[1]))
+            .collect::<Result<_>>()?;
+        let [tokens, cursor, residual, logits]: [Entry; 4] =
+            plan::state(config, capacity).try_into().expect("the plan lists the four state buffers");
+        Ok(Self {
+            caches,
+            scratch: Scratch::new(b, config.hidden_size, config.intermediate_size, capacity)?,
+            tokens: b.ids(&tokens)?,
+            cursor: b.ids(&cursor)?,
+            residual: b.wide(&residual)?,
+            logits: b.wide(&logits)?,
+            outbox: b.outbox(capacity.batch)?,
+            recordings: Default::default(),
+            past: 0,
+            outstanding: 0,
+        })
+    }
+
+    fn sample(&mut self, b: &mut B, batch: usize, vocab: usize, advance: usize) -> Result<()> {
+        let Self { outbox, tokens, cursor, logits, .. } = self;
+        b.sample(outbox, tokens, cursor, logits, batch, vocab, advance)
+    }
+}

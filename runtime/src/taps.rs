@@ -1,0 +1,65 @@
+//! Named taps: a forward pass can report every intermediate under its PyTorch module path, and take a replacement.
+
+use crate::backend::Backend;
+use crate::error::Result;
+
+/// Is told every intermediate; may answer with values that take its place (injection).
+///
+/// Arguments: the module path (`blocks.0.attention.core`) and the values. The answer has as many values.
+pub type Listener = Box<dyn FnMut(&str, &[f64]) -> Option<Vec<f64>>>;
+
+/// What a backend keeps about taps and about the choice between fused and plain verbs.
+#[derive(Default)]
+pub struct Taps {
+    listener: Option<Listener>,
+    plain: bool,
+}
+
+impl Taps {
+    /// Installs a listener, or removes it. While there is one, fused verbs take their plain composition, because only
+    /// that has every intermediate.
+    pub fn listen(&mut self, listener: Option<Listener>) {
+        self.listener = listener;
+    }
+
+    /// Chooses the plain composition of fused verbs even where nobody listens: the fused verbs' test twin.
+    pub fn set_plain(&mut self, plain: bool) {
+        self.plain = plain;
+    }
+
+    /// Whether fused verbs must take their plain composition.
+    #[must_use]
+    pub fn plain(&self) -> bool {
+        self.plain || self.listener.is_some()
+    }
+}
+
+/// A borrowed intermediate.
+pub enum Tap<'a, B: Backend> {
+    /// Activations.
+    Working(&'a mut B::Buf),
+    /// Residual stream or logits.
+    Wide(&'a mut B::Wide),
+}
+
+/// Shows the first `len` values of `value` to the listener as `scope.point`, and writes its answer back.
+///
+/// Costs one branch where nobody listens.
+///
+/// # Errors
+/// Those of reading and writing the buffer.
+pub fn tap<B: Backend>(b: &mut B, scope: &str, point: &str, mut value: Tap<'_, B>, len: usize) -> Result<()> {
+    let Some(mut listener) = b.taps().listener.take() else { return Ok(()) };
+    let path = if scope.is_empty() { point.to_owned() } else { format!("{scope}.{point}") };
+    let result = match &mut value {
+        Tap::Working(buf) => b.read(buf, len),
+        Tap::Wide(wide) => b.read_wide(wide, len),
+    }
+    .and_then(|values| match (listener(&path, &values), value) {
+        (None, _) => Ok(()),
+        (Some(replacement), Tap::Working(buf)) => b.write(buf, &replacement),
+        (Some(replacement), Tap::Wide(wide)) => b.write_wide(wide, &replacement),
+    });
+    b.taps().listener = Some(listener);
+    result
+}
