@@ -1,0 +1,239 @@
+//! The twin itself: hands every verb to the host, but for the broken one.
+
+use touchstone_runtime::backend::{AttentionShape, LinearShape, Rows, Step};
+use touchstone_runtime::modules::Norm;
+use touchstone_runtime::plan::{Entry, Precision};
+use touchstone_runtime::sampling::Sampling;
+use touchstone_runtime::taps::Taps;
+use touchstone_runtime::weights::{Tensor, Values};
+use touchstone_runtime::{Backend, Host, Result};
+
+use super::{Defect, attention, scalar};
+
+/// The host in float32 with a defect, or without one as the control.
+pub struct Twin {
+    host: Host<f32>,
+    defect: Option<Defect>,
+}
+
+/// A parameter, once for the host's verbs and once in the open.
+pub struct Weight {
+    host: <Host<f32> as Backend>::Weight,
+    values: Vec<f32>,
+}
+
+impl Twin {
+    /// A twin without buffers.
+    #[must_use]
+    pub fn new(defect: Option<Defect>) -> Self {
+        Self { host: Host::new(), defect }
+    }
+
+    /// The defect, if it is one of this verb.
+    fn broken(&self, op: &str) -> Option<Defect> {
+        self.defect.filter(|defect| defect.blame().op == op)
+    }
+}
+
+/// The cursor's number of cached positions.
+fn past(cursor: &[u32]) -> usize {
+    cursor[0] as usize
+}
+
+impl Backend for Twin {
+    type Buf = <Host<f32> as Backend>::Buf;
+    type Wide = <Host<f32> as Backend>::Wide;
+    type Weight = Weight;
+    type Ids = <Host<f32> as Backend>::Ids;
+    type Outbox = <Host<f32> as Backend>::Outbox;
+    type Recording = <Host<f32> as Backend>::Recording;
+
+    fn precision(&self) -> Precision {
+        self.host.precision()
+    }
+
+    fn taps(&mut self) -> &mut Taps {
+        self.host.taps()
+    }
+
+    fn buf(&mut self, entry: &Entry) -> Result<Self::Buf> {
+        self.host.buf(entry)
+    }
+
+    fn wide(&mut self, entry: &Entry) -> Result<Self::Wide> {
+        self.host.wide(entry)
+    }
+
+    fn ids(&mut self, entry: &Entry) -> Result<Self::Ids> {
+        self.host.ids(entry)
+    }
+
+    fn weight(&mut self, tensor: &Tensor<'_>) -> Result<Weight> {
+        let values = match &tensor.values {
+            Values::F32(values) => values.to_vec(),
+            Values::Bf16(values) => values.iter().map(|v| v.to_f32()).collect(),
+            Values::F64(values) => values.iter().map(|v| *v as f32).collect(),
+        };
+        Ok(Weight { host: self.host.weight(tensor)?, values })
+    }
+
+    fn outbox(&mut self, batch: usize) -> Result<Self::Outbox> {
+        self.host.outbox(batch)
+    }
+
+    fn write(&mut self, y: &mut Self::Buf, values: &[f64]) -> Result<()> {
+        self.host.write(y, values)
+    }
+
+    fn read(&mut self, x: &Self::Buf, len: usize) -> Result<Vec<f64>> {
+        self.host.read(x, len)
+    }
+
+    fn write_wide(&mut self, y: &mut Self::Wide, values: &[f64]) -> Result<()> {
+        self.host.write_wide(y, values)
+    }
+
+    fn read_wide(&mut self, x: &Self::Wide, len: usize) -> Result<Vec<f64>> {
+        self.host.read_wide(x, len)
+    }
+
+    fn write_ids(&mut self, y: &mut Self::Ids, values: &[u32]) -> Result<()> {
+        self.host.write_ids(y, values)
+    }
+
+    fn read_ids(&mut self, x: &Self::Ids, len: usize) -> Result<Vec<u32>> {
+        self.host.read_ids(x, len)
+    }
+
+    fn embedding(
+        &mut self,
+        y: &mut Self::Wide,
+        tokens: &Self::Ids,
+        token: &Weight,
+        position: Option<&Weight>,
+        cursor: &Self::Ids,
+        step: Step,
+        channels: usize,
+    ) -> Result<()> {
+        let position = position.map(|weight| weight.values.as_slice());
+        let defect = self.broken("embedding");
+        scalar::embedding(y, tokens, &token.values, position, past(cursor), step, channels, defect);
+        Ok(())
+    }
+
+    fn layernorm(
+        &mut self,
+        y: &mut Self::Buf,
+        x: &Self::Wide,
+        norm: &Norm<Self>,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
+        let parameters = (norm.weight.values.as_slice(), norm.bias.values.as_slice());
+        scalar::layernorm(y, x, parameters, norm.eps, rows, channels, self.broken("layernorm"));
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        y: &mut Self::Buf,
+        x: &Self::Buf,
+        weight: &Weight,
+        bias: Option<&Weight>,
+        shape: LinearShape,
+    ) -> Result<()> {
+        let bias = bias.map(|weight| weight.values.as_slice());
+        scalar::linear(y, x, &weight.values, bias, shape, self.broken("linear"));
+        Ok(())
+    }
+
+    fn logits(
+        &mut self,
+        y: &mut Self::Wide,
+        x: &Self::Buf,
+        weight: &Weight,
+        shape: LinearShape,
+    ) -> Result<()> {
+        self.host.logits(y, x, &weight.host, shape)
+    }
+
+    fn gelu(&mut self, y: &mut Self::Buf, x: &Self::Buf, len: usize) -> Result<()> {
+        let Some(defect) = self.broken("gelu") else { return self.host.gelu(y, x, len) };
+        scalar::gelu(&mut y[..len], &x[..len], defect);
+        Ok(())
+    }
+
+    fn add(&mut self, y: &mut Self::Wide, x: &Self::Buf, len: usize) -> Result<()> {
+        self.host.add(y, x, len)
+    }
+
+    fn append(
+        &mut self,
+        cache: &mut Self::Buf,
+        x: &Self::Buf,
+        cursor: &Self::Ids,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let Some(defect) = self.broken("append") else { return self.host.append(cache, x, cursor, shape) };
+        attention::append(cache, x, past(cursor), shape, defect);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        y: &mut Self::Buf,
+        q: &Self::Buf,
+        keys: &Self::Buf,
+        values: &Self::Buf,
+        cursor: &Self::Ids,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let Some(defect) = self.broken("attention") else {
+            return self.host.attention(y, q, keys, values, cursor, shape);
+        };
+        attention::attention(y, q, keys, values, past(cursor), shape, defect);
+        Ok(())
+    }
+
+    fn set_sampling(&mut self, outbox: &mut Self::Outbox, sampling: &Sampling) -> Result<()> {
+        let mut sampling = *sampling;
+        match self.defect {
+            Some(Defect::TopKOffByOne) if sampling.top_k > 0 => sampling.top_k += 1,
+            Some(Defect::TopPIgnored) => sampling.top_p = 1.0,
+            Some(Defect::PhiloxWithoutHighSeed) => sampling.seed &= u64::from(u32::MAX),
+            _ => {}
+        }
+        self.host.set_sampling(outbox, &sampling)
+    }
+
+    fn sample(
+        &mut self,
+        outbox: &mut Self::Outbox,
+        tokens: &mut Self::Ids,
+        cursor: &mut Self::Ids,
+        logits: &Self::Wide,
+        batch: usize,
+        vocab: usize,
+        advance: usize,
+    ) -> Result<()> {
+        let step = cursor[1];
+        if let Some(Defect::PhiloxWithoutStep) = self.defect {
+            cursor[1] = 0;
+        }
+        self.host.sample(outbox, tokens, cursor, logits, batch, vocab, advance)?;
+        cursor[1] = step + 1;
+        Ok(())
+    }
+
+    fn take(&mut self, outbox: &mut Self::Outbox, tokens: &mut Vec<u32>) -> Result<()> {
+        self.host.take(outbox, tokens)
+    }
+
+    fn repeat(
+        &mut self,
+        _: &mut Self::Recording,
+        mut body: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        body(self)
+    }
+}
