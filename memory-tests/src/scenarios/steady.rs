@@ -1,0 +1,132 @@
+//! After construction nothing allocates, and the device holds what the plan says.
+
+use std::ops::ControlFlow;
+
+use anyhow::ensure;
+use touchstone_kernels::ledger::{self, Count, Kind, Snapshot};
+use touchstone_kernels::{Element, Outbox};
+use touchstone_runtime::backend::{Backend, OUTBOX_ROWS};
+use touchstone_runtime::generate::{Generator, LOOKAHEAD, Request};
+use touchstone_runtime::model::BURST;
+use touchstone_runtime::sampling::Sampling;
+use touchstone_runtime::{Cuda, Model, plan};
+
+use super::model::{decode, generate, generating};
+use super::subject::{CAPACITY, PROMPT, config, model};
+use super::{Table, on_both_precisions, on_every_backend};
+use crate::allocator::allocations;
+use crate::scenario::Check;
+
+/// Tokens decoded while allocations are counted.
+const TOKENS: usize = 100;
+
+/// Runs `step`, one token, [`TOKENS`] times.
+///
+/// # Errors
+/// Where that allocated.
+pub(super) fn must_not_allocate(mut step: impl FnMut() -> Check) -> Check {
+    let before = allocations();
+    for _ in 0..TOKENS {
+        step()?;
+    }
+    let made = allocations() - before;
+    ensure!(made == 0, "{made} host allocations in {TOKENS} tokens");
+    Ok(())
+}
+
+fn no_host_allocation_per_token<B: Backend>(b: &mut B) -> Check {
+    for sampling in [Sampling::GREEDY, Sampling { temperature: 0.7, top_k: 9, top_p: 0.9, seed: 3 }] {
+        let mut model = model(b)?;
+        let mut tokens = Vec::with_capacity(2 * TOKENS);
+        generate(b, &mut model, &sampling, 5, &mut tokens)?;
+        must_not_allocate(|| {
+            decode(b, &mut model)?;
+            Ok(model.take(b, &mut tokens)?)
+        })?;
+    }
+    Ok(())
+}
+
+/// From the first token that the generator brings to the last, past the end of the context.
+fn no_host_allocation_per_generated_token<B: Backend>(b: &mut B) -> Check {
+    let mut model = generating(b)?;
+    let mut generator = Generator::new(b, &mut model, 1, LOOKAHEAD);
+    let request = Request { prompt: &PROMPT, max_new_tokens: 40, sampling: Sampling::GREEDY };
+    // A backend may record its decode steps in the first generation.
+    generator.generate(&request, |_| ControlFlow::Continue(()))?;
+    let (mut first, mut last) = (None, 0);
+    let timings = generator.generate(&request, |_| {
+        last = allocations();
+        first.get_or_insert(last);
+        ControlFlow::Continue(())
+    })?;
+    ensure!(timings.slid > 0, "the window did not slide");
+    let made = last - first.unwrap_or(0);
+    ensure!(made == 0, "{made} host allocations in {} generated tokens", request.max_new_tokens);
+    Ok(())
+}
+
+/// What was entered in the ledger between two snapshots.
+fn entered(before: &Snapshot, after: &Snapshot, kind: Kind) -> Count {
+    let (before, after) = (before.of(kind), after.of(kind));
+    Count { handles: after.handles - before.handles, bytes: after.bytes - before.bytes }
+}
+
+fn the_plan_to_the_byte<E: Element>(cuda: &mut Cuda<E>) -> Check {
+    let before = ledger::snapshot();
+    let model = model(cuda)?;
+    let after = ledger::snapshot();
+    let planned = plan::plan(&config(), CAPACITY);
+    // The outbox is the backend's own: its counters on the device, and its ring in pinned memory.
+    let device = Count {
+        handles: planned.len() + 1,
+        bytes: plan::total_bytes(&planned, cuda.precision()) + Outbox::STATE_LEN * size_of::<u32>(),
+    };
+    let pinned = Count { handles: 1, bytes: OUTBOX_ROWS * CAPACITY.batch * size_of::<u64>() };
+    for (kind, planned) in [(Kind::DeviceMemory, device), (Kind::PinnedMemory, pinned)] {
+        let held = entered(&before, &after, kind);
+        ensure!(held == planned, "{kind:?}: planned {planned:?}, the ledger has {held:?}");
+    }
+    drop(model);
+    ensure!(ledger::snapshot() == before, "dropped, and the ledger has {}", ledger::snapshot());
+    Ok(())
+}
+
+fn nothing_allocated_after_construction<E: Element>(cuda: &mut Cuda<E>) -> Check {
+    const STEPS: usize = 200;
+    let mut model: Model<Cuda<E>> = model(cuda)?;
+    let held = |now: Snapshot| (now.of(Kind::DeviceMemory), now.of(Kind::PinnedMemory));
+    let (before, peak) = (held(ledger::snapshot()), ledger::device_bytes_peak());
+    let (free_before, _) = cuda.device().memory()?;
+    let mut tokens = Vec::with_capacity(STEPS + 1);
+    generate(cuda, &mut model, &Sampling::GREEDY, STEPS - BURST + 1, &mut tokens)?;
+    // A burst is recorded apart from a single step.
+    model.decode(cuda, BURST)?;
+    for _ in 0..BURST {
+        model.take(cuda, &mut tokens)?;
+    }
+    ensure!(model.past() == PROMPT.len() + STEPS, "{} positions", model.past());
+    let after = held(ledger::snapshot());
+    ensure!(before == after, "the ledger had {before:?} after construction, {after:?} after {STEPS} steps");
+    ensure!(ledger::device_bytes_peak() == peak, "the peak rose from {peak}");
+    // The recorded decode step is the driver's own, and it may round it up to a step of its pool: that much and no more.
+    const GRAPH_BYTES_MAX: usize = 4 << 20;
+    let (free_after, _) = cuda.device().memory()?;
+    let taken = free_before.saturating_sub(free_after);
+    ensure!(taken <= GRAPH_BYTES_MAX, "the driver took {taken} bytes during {STEPS} steps");
+    Ok(())
+}
+
+/// Adds the promises.
+pub(super) fn list(table: &mut Table) {
+    on_every_backend!(table, "model", "no-host-allocation-per-token", &[], |b| no_host_allocation_per_token(
+        b
+    ));
+    on_every_backend!(table, "model", "no-host-allocation-per-generated-token", &[], |b| {
+        no_host_allocation_per_generated_token(b)
+    });
+    on_both_precisions!(table, "model", "the-plan-to-the-byte", &[], |b| the_plan_to_the_byte(b));
+    on_both_precisions!(table, "model", "nothing-after-construction", &[], |b| {
+        nothing_allocated_after_construction(b)
+    });
+}
