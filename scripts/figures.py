@@ -1,0 +1,291 @@
+"""Makes docs/h200.md and its pictures of what scripts/gpu-check.sh left: every figure comes from there, the same files give the same bytes.
+
+Usage: python3 scripts/figures.py IN --commit HASH --date YYYY-MM-DD [--out docs] [--partial]
+"""
+
+import argparse
+import datetime
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import figures_svg
+from figures_inputs import (
+    LARGEST_RATIO_MAX, OURS, ORACLE_NMSE_MAX, RMS_RATIO_MAX, SUMMARIES, BadInput, Inputs, Memory, Output, Sanitizer, Scenario, Suite, Timing,
+    load,
+)  # fmt: skip
+
+PAGE = "h200.md"
+NOT_RUN = "not run"
+# More failures than this are counted, not listed.
+LISTED_MAX = 20
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Any)
+
+
+def main() -> int:
+    """Exit codes: 0 written, whatever the figures say; 2 bad usage or input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="IN", type=Path, help="the folder that gpu-check.sh wrote")
+    parser.add_argument("--commit", type=commit, required=True, help="what was measured")
+    parser.add_argument("--date", type=datetime.date.fromisoformat, required=True, help="when, as YYYY-MM-DD")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--partial", action="store_true", help="a missing input is a section that says so, not an error")
+    args = parser.parse_args()
+    try:
+        inputs = load(args.folder, args.partial)
+        files = render(inputs, args.commit, args.date)
+    except BadInput as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (args.out / name).write_text(content, encoding="utf-8")
+        print(f"wrote {args.out / name}")
+    return 0
+
+
+def commit(word: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{7,40}", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a commit's hash")
+    return word
+
+
+def render(inputs: Inputs, commit: str, date: datetime.date) -> dict[str, str]:
+    """The files by name."""
+    sections = [
+        title(inputs, commit, date),
+        speed(inputs.timings),
+        ratios(inputs.outputs),
+        suites(inputs),
+        sanitizer(inputs.sanitizer),
+        memory(inputs.memory),
+    ]
+    files = {PAGE: "\n\n".join(sections) + "\n"}
+    if inputs.outputs is not None and any(output.rule == "gate" for output in inputs.outputs):
+        files["error-ratios.svg"] = figures_svg.error_ratios(inputs.outputs)
+    if inputs.timings is not None:
+        files["latency.svg"] = figures_svg.latency(inputs.timings)
+    return files
+
+
+def title(inputs: Inputs, commit: str, date: datetime.date) -> str:
+    """What was measured, on what."""
+    looked_at = inputs.looked_at or {}
+    gpu = inputs.memory.gpu if inputs.memory and inputs.memory.gpu_present else None
+    device = gpu or next((timing.device for timing in inputs.timings or () if timing.system != OURS), "an unknown device")
+    facts = [
+        ["GPU", looked_at.get("gpu") or gpu or "not known"],
+        ["driver", looked_at.get("driver") or "not known"],
+        ["commit", f"`{commit}`"],
+        ["date", date.isoformat()],
+    ]
+    made = "Written by `scripts/figures.py` from what `scripts/gpu-check.sh` left on that machine: edit neither figures nor words here."
+    return f"# Measured on {device}\n\n{made}\n\n{table(['', ''], facts)}"
+
+
+def speed(timings: Sequence[Timing] | None) -> str:
+    """Ours and each mode of PyTorch, with the ratio."""
+    if timings is None:
+        return f"## Decoding speed\n\n{NOT_RUN}"
+    rows, fastest = [], []
+    for timing in timings:
+        ours = next(row for row in timings if (row.model, row.dtype, row.system) == (timing.model, timing.dtype, OURS))
+        mine = timing is ours
+        ratio = "" if mine else f"{times(timing.median_ms / ours.median_ms)} ×"
+        name = figures_svg.system_name(timing.system)
+        figures = [f"{timing.median_ms:.2f}", f"{timing.p90_ms:.2f}", f"{timing.median_ms * 10:.1f}", ratio]
+        rows.append([timing.model, timing.dtype, f"**{name}**" if mine else name, *figures])
+        if mine:
+            peers = [row for row in timings if (row.model, row.dtype) == (timing.model, timing.dtype) and row is not ours]
+            fastest += [min(row.median_ms for row in peers) / ours.median_ms] if peers else []
+    header = ["model", "dtype", "system", "ms for 100 tokens", "90th percentile", "µs a token", "as long as ours"]
+    summary = f"The fastest PyTorch mode takes {span(fastest)} as long as Touchstone. " if fastest else ""
+    return (
+        "## Decoding speed\n\n"
+        f"{summary}Both in one run, at batch 1, sampling included; medians. What the modes are, and how their tokens are checked before they\n"
+        f"are timed: [benches/peers](../benches/peers/README.md).\n\n{table(header, rows, 3)}\n\n![Latency of 100 tokens](latency.svg)"
+    )
+
+
+def times(ratio: float) -> str:
+    return figures_svg.significant(ratio)
+
+
+def span(ratios: Sequence[float]) -> str:
+    low, high = times(min(ratios)), times(max(ratios))
+    return f"{low} times" if low == high else f"{low} to {high} times"
+
+
+def ratios(outputs: Sequence[Output] | None) -> str:
+    """The gate's figures by op, dtype and backend; the other rules' below; every failure by name."""
+    if outputs is None:
+        return f"## Error ratios\n\n{NOT_RUN}"
+    gated = [output for output in outputs if output.rule == "gate"]
+    rows = []
+    for (op, dtype, backend), group in grouped(gated, lambda output: (output.op, output.dtype, output.backend)):
+        ratio = [math.inf if output.ratio is None else output.ratio for output in group]
+        largest = [math.inf if output.max_ratio is None else output.max_ratio for output in group]
+        # What has no shape, and what is not finite, has no channels.
+        channel = [output.channel_ratio for output in group if output.channel_ratio is not None]
+        shown = map(decimals, (statistics.median(ratio), max(ratio), max(channel, default=math.inf), max(largest)))
+        rows.append([op, dtype, backend, str(len(group)), *shown, failed(group)])
+    header = ["op", "dtype", "backend", "outputs", "median ratio", "worst ratio", "worst channel", "largest errors", "failed"]
+    parts = [
+        "## Error ratios",
+        "Our rms error against the float64 truth over that of PyTorch in the same dtype: 1 is as accurate as PyTorch. An output fails above\n"
+        f"{RMS_RATIO_MAX:g}, a channel above a limit that grows as its rows get fewer, the ratio of the largest errors above {LARGEST_RATIO_MAX:g}.",
+    ]
+    if gated:
+        parts += [table(header, rows, 3), "![Error ratios by op, tap and backend](error-ratios.svg)"]
+    others = [output for output in outputs if output.rule != "gate"]
+    if others:
+        parts += ["What is not judged by a ratio:", other_rules(others)]
+    failures = (output for output in outputs if not output.passed)
+    return "\n\n".join(parts + failure_list(f"`{output.check}`, {output.name}: {output.reason}" for output in failures))
+
+
+def other_rules(outputs: Sequence[Output]) -> str:
+    """Outputs that must be equal, and the oracle's, by rule and backend."""
+    rows = []
+    for (rule, backend), group in grouped(outputs, lambda output: (output.rule, output.backend)):
+        errors = [math.inf if output.nmse is None else output.nmse for output in group]
+        notes = {
+            "exact": "equal to PyTorch's",
+            "greedy": f"PyTorch's tokens; near ties: {sum(output.near_ties for output in group)}",
+            "oracle": f"worst mean square error over mean square: {max(errors):.1e}, allowed {ORACLE_NMSE_MAX:.0e}",
+        }
+        ops = ", ".join(sorted({output.op for output in group}))
+        rows.append([rule, backend, str(len(group)), failed(group), notes[rule], ops])
+    return table(["rule", "backend", "outputs", "failed", "held to", "ops"], rows, 2, 4)
+
+
+def failed(outputs: Iterable[Output]) -> str:
+    return marked(sum(not output.passed for output in outputs))
+
+
+def marked(count: int) -> str:
+    """A count of failures, that cannot be overlooked."""
+    return f"**{count} FAILED**" if count else "0"
+
+
+def decimals(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "not finite"
+
+
+def suites(inputs: Inputs) -> str:
+    """Trials of both suites, once and repeated."""
+    rows, failures = [], []
+    for label, found in (("", inputs.suites), (", repeated", inputs.repeats)):
+        for name, suite in found.items():
+            rows.append([name + label, *suite_cells(suite)])
+            failures += [f"{name}{label}: `{trial}`: {message}" for trial, message in (suite.failures if suite else ())]
+    header = ["suite", "runs", "passed", "failed", "not checked"]
+    parts = ["## Suites", "Trials, over all runs of the suite.", table(header, rows, 1)]
+    return "\n\n".join(parts + failure_list(failures))
+
+
+def suite_cells(suite: Suite | None) -> list[str]:
+    if suite is None:
+        return [NOT_RUN, "", "", ""]
+    if not suite.runs:
+        return ["**FAILED**: no run came to a result", "", "", ""]
+    passed, ignored = (sum(getattr(run, name) for run in suite.runs) for name in ("passed", "ignored"))
+    runs = ", ".join([str(len(suite.runs)), *(f"**FAILED**: {run}" for run in suite.aborted)])
+    return [runs, str(passed), marked(sum(run.failed for run in suite.runs)), str(ignored)]
+
+
+def sanitizer(tools: dict[str, Sanitizer | None]) -> str:
+    """compute-sanitizer's own words, and whether they are good ones."""
+    rows = [[tool, *sanitizer_cells(tool, found)] for tool, found in tools.items()]
+    return (
+        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU; racecheck not those that generate whole texts, which take minutes each under it.\n\n"
+        + table(["tool", "trials passed", "failed", "what it says", "verdict"], rows, 1, 3)
+    )  # fmt: skip
+
+
+def sanitizer_cells(tool: str, found: Sanitizer | None) -> list[str]:
+    if found is None:
+        return ["", "", "", NOT_RUN]
+    runs = found.suite.runs
+    passed, failures = (sum(getattr(run, name) for run in runs) for name in ("passed", "failed"))
+    said = {kind for kind, _ in found.summaries}
+    quiet = all(set(re.findall(r"\d+", words)) == {"0"} for _, words in found.summaries)
+    problems = [f"no {kind.lower()}" for kind in SUMMARIES[tool] if kind not in said]
+    problems += [] if quiet else ["errors"]
+    problems += [] if passed else ["no trial passed"]
+    problems += ["trials failed"] if failures else []
+    words = "; ".join(f"{kind.lower()}: {words}" for kind, words in found.summaries)
+    return [str(passed), marked(failures), words, f"**FAILED**: {', '.join(problems)}" if problems else "clean"]
+
+
+def memory(found: Memory | None) -> str:
+    """Scenarios by backend; then every planted leak, and who saw it."""
+    if found is None:
+        return f"## Memory\n\n{NOT_RUN}"
+    rows = []
+    for backend, group in grouped(found.scenarios, lambda scenario: scenario.backend):
+        verdicts = [scenario.verdict for scenario in group]
+        counts = [str(verdicts.count("clean")), str(verdicts.count("planted, found")), marked(verdicts.count("FAILED"))]
+        rows.append([backend, str(len(group)), span_of_counts(scenario.iterations for scenario in group), *counts])
+    header = ["backend", "scenarios", "runs of each", "clean", "planted, found", "failed"]
+    parts = ["## Memory", "Clean: after its runs, every witness is back where it was before them.", table(header, rows, 1)]
+    if not found.gpu_present:
+        parts.append(f"{NOT_RUN}: every scenario on a GPU ({found.gpu})")
+    elif found.nvml_silent is not None:
+        parts.append(f"{NOT_RUN}: NVML as a witness ({found.nvml_silent}); `cuMemGetInfo`, which sees other processes too, stands alone.")
+    planted = [scenario for scenario in found.scenarios if scenario.planted]
+    if planted:
+        parts.append("Planted on purpose, to show that the suite can find it:")
+        parts.append(table(["planted", "backend", "seen by", "verdict"], [planted_cells(scenario) for scenario in planted]))
+    unplanted = [scenario for scenario in found.scenarios if scenario.verdict == "FAILED" and not scenario.planted]
+    return "\n\n".join(parts + failure_list(f"`{scenario.name}` on {scenario.backend}" for scenario in unplanted))
+
+
+def span_of_counts(counts: Iterable[int]) -> str:
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def planted_cells(scenario: Scenario) -> list[str]:
+    name = scenario.name.removeprefix("planted/").replace("-", " ")
+    if scenario.seen_by is None:
+        by = "the parent process"
+    elif scenario.verdict == "clean":
+        by = "nobody: it is no leak, and must not be called one"
+    else:
+        by = ", ".join(scenario.seen_by) or "the scenario itself"
+    verdict = {"clean": "clean", "planted, found": "found", "FAILED": "**FAILED**"}[scenario.verdict]
+    return [name, scenario.backend, by, verdict]
+
+
+def failure_list(failures: Iterable[str]) -> list[str]:
+    """Lines for what failed; none where nothing did."""
+    found = list(failures)
+    lines = [f"- FAILED: {failure}" for failure in found[:LISTED_MAX]]
+    if len(found) > LISTED_MAX:
+        lines.append(f"- and {len(found) - LISTED_MAX} more")
+    return ["\n".join(lines)] if lines else []
+
+
+def grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:
+    """Pairs of key and its items, by key."""
+    keys = sorted({key(item) for item in items})
+    return [(wanted, [item for item in items if key(item) == wanted]) for wanted in keys]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None, numbers_to: int | None = None) -> str:
+    """In Markdown; the columns between the two are numbers, and right-aligned."""
+    numbers = range(len(header))[numbers_from:numbers_to] if numbers_from is not None else ()
+    rule = ["--:" if column in numbers else "---" for column in range(len(header))]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, rule, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

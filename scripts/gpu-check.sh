@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Everything that must hold on a GPU, from a checkout with a bundle (scripts/bundle.sh --binaries-only) and no Rust: both suites with
+# the GPU required, compute-sanitizer's four tools over the functional suite, and decoding timed beside PyTorch in the same run.
+#
+# Usage: scripts/gpu-check.sh OUT [suites|sanitizer|speed|repeat]...     (all of them)
+# Leaves its figures as JSON under OUT; scripts/figures.py makes docs/ of them. Exits non-zero if anything failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?usage: scripts/gpu-check.sh OUT [PART]...}
+shift
+parts=${*:-suites sanitizer speed repeat}
+mkdir -p "$out"
+export TOUCHSTONE_REQUIRE_CUDA=1
+failed=0
+
+# Runs a named command, keeps its whole output, shows the end of it.
+check() {
+    local name=$1 started=$SECONDS
+    shift
+    if "$@" >"$out/$name.log" 2>&1; then
+        echo "ok      $name ($((SECONDS - started)) s)"
+    else
+        echo "FAILED  $name (exit $?)"
+        tail -n 25 "$out/$name.log"
+        failed=1
+    fi
+}
+
+repeat() {
+    local count=$1
+    shift
+    for ((run = 1; run <= count; run++)); do
+        "$@" || { echo "run $run of $count failed"; return 1; }
+    done
+}
+
+for part in $parts; do
+    case $part in
+    suites)
+        check doctor bundle/touchstone doctor --require-cuda
+        check functional env TOUCHSTONE_REPORT="$out/functional.json" bundle/functional
+        check memory env TOUCHSTONE_REPORT="$out/memory.json" bundle/memory
+        ;;
+    sanitizer)
+        # Only the GPU's own trials: the sanitizer sees no host code, and each tool slows a launch by an order of magnitude or two.
+        for tool in "memcheck --leak-check full" initcheck synccheck; do
+            check "sanitizer-${tool%% *}" compute-sanitizer --tool $tool --error-exitcode 9 bundle/functional cuda
+        done
+        # Under racecheck a trial of 256 generated tokens takes minutes; the other trials launch the same kernels on the same model.
+        check sanitizer-racecheck compute-sanitizer --tool racecheck --error-exitcode 9 bundle/functional cuda --skip generate
+        ;;
+    speed)
+        check speed python3 benches/decode.py --device cuda --out "$out/speed.json"
+        ;;
+    repeat)
+        check repeat-functional repeat 50 bundle/functional
+        check repeat-memory repeat 5 bundle/memory
+        ;;
+    *)
+        echo "unknown part $part"
+        exit 2
+        ;;
+    esac
+done
+exit $failed
