@@ -11,7 +11,7 @@ use touchstone_runtime::sampling::Sampling;
 
 use crate::device::Device;
 use crate::session::{Speaker, nth};
-use crate::{Failure, report_error, say};
+use crate::{Failure, interrupt, report_error, say};
 
 /// Answers prompts until the input ends (Ctrl-D). Ctrl-C ends the continuation under way; at the prompt, it ends the program.
 pub fn run<D: Device>(
@@ -24,25 +24,36 @@ pub fn run<D: Device>(
     );
     let mut asked = 0u32;
     while let Some(text) = lines.prompt()? {
-        if text.is_empty() {
-            continue;
+        if !text.is_empty() {
+            // From the line's end on, not only from the first token on: Ctrl-C may follow at once.
+            interrupt::heed(|| answer(speaker, text, sampling, &mut asked))?;
         }
-        let began = Instant::now();
-        let question = match speaker.question(text) {
-            Ok(question) => question,
-            // A wrong prompt is no reason to leave.
-            Err(error) => {
-                report_error(&error);
-                continue;
-            }
-        };
-        for sample in 0..speaker.args.num_samples {
-            let began = if sample == 0 { began } else { Instant::now() };
-            let spoken = speaker.stream(&question, nth(sampling, asked), began, true)?;
-            asked = asked.wrapping_add(1);
-            if spoken.interrupted {
-                break;
-            }
+    }
+    Ok(())
+}
+
+/// Continues one prompt as often as asked for, each time with the next seed.
+fn answer<D: Device>(
+    speaker: &mut Speaker<'_, '_, D>,
+    text: String,
+    sampling: Sampling,
+    asked: &mut u32,
+) -> Result<(), Failure> {
+    let began = Instant::now();
+    let question = match speaker.question(text) {
+        Ok(question) => question,
+        // A wrong prompt is no reason to leave.
+        Err(error) => {
+            report_error(&error);
+            return Ok(());
+        }
+    };
+    for sample in 0..speaker.args.num_samples {
+        let began = if sample == 0 { began } else { Instant::now() };
+        let spoken = speaker.stream(&question, nth(sampling, *asked), began, true)?;
+        *asked = asked.wrapping_add(1);
+        if spoken.interrupted {
+            break;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Ctrl-C: a generation ends after the token under way; whatever else is going on ends on the spot.
+//! Ctrl-C: an answer to a prompt ends after the token under way; whatever else is going on ends on the spot.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

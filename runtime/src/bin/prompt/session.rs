@@ -93,8 +93,10 @@ impl Job for Session<'_> {
         let mut speaker = Speaker { args, tokenizer: &tokenizer, generator, load };
         match work {
             Work::Session(lines) => interactive::run(&mut speaker, lines, sampling),
-            Work::Once(question) if args.json => speaker.json(&question, sampling, began, choice, &dir),
-            Work::Once(question) => speaker.samples(&question, sampling, began),
+            Work::Once(question) => interrupt::heed(|| match args.json {
+                true => speaker.json(&question, sampling, began, choice, &dir),
+                false => speaker.samples(&question, sampling, began),
+            }),
         }
     }
 }
@@ -208,7 +210,7 @@ impl<D: Device> Speaker<'_, '_, D> {
         let max_new_tokens = self.args.max_new_tokens as usize;
         let request = Request { prompt: &question.tokens, max_new_tokens, sampling };
         let wait = began.elapsed();
-        let timings = interrupt::heed(|| self.generator.generate(&request, |row| voice.token(row[0])))?;
+        let timings = self.generator.generate(&request, |row| voice.token(row[0]))?;
         Ok((voice.finish()?, timings, wait))
     }
 
