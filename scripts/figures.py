@@ -204,7 +204,7 @@ def sanitizer(tools: dict[str, Sanitizer | None]) -> str:
     """compute-sanitizer's own words, and whether they are good ones."""
     rows = [[tool, *sanitizer_cells(tool, found)] for tool, found in tools.items()]
     return (
-        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU; racecheck not those that generate whole texts, which take minutes each under it.\n\n"
+        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU.\n\n"
         + table(["tool", "trials passed", "failed", "what it says", "verdict"], rows, 1, 3)
     )  # fmt: skip
 
@@ -214,13 +214,15 @@ def sanitizer_cells(tool: str, found: Sanitizer | None) -> list[str]:
         return ["", "", "", NOT_RUN]
     runs = found.suite.runs
     passed, failures = (sum(getattr(run, name) for run in runs) for name in ("passed", "failed"))
-    said = {kind for kind, _ in found.summaries}
+    said = [kind for kind, _ in found.summaries]
     quiet = all(set(re.findall(r"\d+", words)) == {"0"} for _, words in found.summaries)
-    problems = [f"no {kind.lower()}" for kind in SUMMARIES[tool] if kind not in said]
+    # A process a run, and each must have come to its end.
+    problems = [f"no {kind.lower()}" for kind in SUMMARIES[tool] if said.count(kind) < max(1, len(runs))]
     problems += [] if quiet else ["errors"]
     problems += [] if passed else ["no trial passed"]
     problems += ["trials failed"] if failures else []
-    words = "; ".join(f"{kind.lower()}: {words}" for kind, words in found.summaries)
+    problems += found.suite.aborted
+    words = "; ".join(dict.fromkeys(f"{kind.lower()}: {words}" for kind, words in found.summaries))
     return [str(passed), marked(failures), words, f"**FAILED**: {', '.join(problems)}" if problems else "clean"]
 
 

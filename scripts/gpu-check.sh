@@ -2,13 +2,13 @@
 # Everything that must hold on a GPU, from a checkout with a bundle (scripts/bundle.sh --binaries-only) and no Rust: both suites with
 # the GPU required, compute-sanitizer's four tools over the functional suite, and decoding timed beside PyTorch in the same run.
 #
-# Usage: scripts/gpu-check.sh OUT [suites|sanitizer|speed|repeat]...     (all of them)
+# Usage: scripts/gpu-check.sh OUT [suites|sanitizer|racecheck|speed|repeat]...     (all of them)
 # Leaves its figures as JSON under OUT; scripts/figures.py makes docs/ of them. Exits non-zero if anything failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/gpu-check.sh OUT [PART]...}
 shift
-parts=${*:-suites sanitizer speed repeat}
+parts=${*:-suites sanitizer racecheck speed repeat}
 mkdir -p "$out"
 export TOUCHSTONE_REQUIRE_CUDA=1
 failed=0
@@ -34,6 +34,24 @@ repeat() {
     done
 }
 
+# Under racecheck a trial of 256 generated tokens takes minutes of one CPU core: each gets a process of its own, beside all the others.
+racecheck() {
+    local tool=(compute-sanitizer --tool racecheck --error-exitcode 9 bundle/functional) logs pids=() code=0
+    logs=$(mktemp -d)
+    "${tool[@]}" cuda --skip generate/ >"$logs/others" 2>&1 &
+    pids+=($!)
+    while read -r trial; do
+        "${tool[@]}" --exact "$trial" >"$logs/generate-${#pids[@]}" 2>&1 &
+        pids+=($!)
+    done < <(bundle/functional --list | sed -n 's/^\(generate.* cuda.*\): test$/\1/p')
+    for run in "${!pids[@]}"; do
+        wait "${pids[run]}" || { code=1; echo "run $((run + 1)) of ${#pids[@]} failed"; }
+    done
+    cat "$logs"/*
+    rm -r "$logs"
+    return $code
+}
+
 for part in $parts; do
     case $part in
     suites)
@@ -46,8 +64,9 @@ for part in $parts; do
         for tool in "memcheck --leak-check full" initcheck synccheck; do
             check "sanitizer-${tool%% *}" compute-sanitizer --tool $tool --error-exitcode 9 bundle/functional cuda
         done
-        # Under racecheck a trial of 256 generated tokens takes minutes; the other trials launch the same kernels on the same model.
-        check sanitizer-racecheck compute-sanitizer --tool racecheck --error-exitcode 9 bundle/functional cuda --skip generate
+        ;;
+    racecheck)
+        check sanitizer-racecheck racecheck
         ;;
     speed)
         check speed python3 benches/decode.py --device cuda --out "$out/speed.json"

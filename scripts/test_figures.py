@@ -160,6 +160,18 @@ class Figures(unittest.TestCase):
         for problem in ("no leak summary", "errors", "no trial passed", "trials failed"):
             self.assertIn(f"| **FAILED**: {problem} |", page)
 
+    def test_every_process_under_a_sanitizer_must_come_to_its_end(self) -> None:
+        """Of several processes under one tool, one could die unseen behind the good words of the others."""
+        one = self.logs["sanitizer-racecheck"]
+        said = f"========= {CLEAN['racecheck']}\n"
+        for log, cell in (
+            (one * 3, "| racecheck | 21 | 0 | racecheck summary: 0 hazards displayed (0 errors, 0 warnings) | clean |"),
+            (one + one.replace(said, ""), "**FAILED**: no racecheck summary |"),
+            ("run 2 of 2 failed\n" + one, "**FAILED**: run 2 of 2 |"),
+        ):
+            self.logs["sanitizer-racecheck"] = log
+            self.assertIn(cell, self.render())
+
     def test_a_missing_file_is_an_error_that_names_it(self) -> None:
         """A page could be written of what happened to be there."""
         self.assertEqual(self.attempt()[0], 0)
