@@ -108,9 +108,10 @@ impl Suite {
             }
             (Self::OneByteForgotten, Some(0)) => Err("the forgotten byte was not found".into()),
             (_, _) => {
-                // The first complaints say where; one leak in a scenario brings many.
+                // The first complaints say where; one leak in a scenario brings many. Between them stands what the scenarios said.
                 const LINES: usize = 60;
-                let first: Vec<&str> = finished.stderr.lines().take(LINES).collect();
+                let complaints = finished.stderr.lines().filter(|line| line.starts_with("=="));
+                let first: Vec<&str> = complaints.take(LINES).collect();
                 Err(format!("{}\n{}", finished.status, first.join("\n")))
             }
         }

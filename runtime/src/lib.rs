@@ -15,6 +15,7 @@ pub mod modules;
 pub mod plan;
 pub mod sampling;
 pub mod taps;
+pub mod threads;
 pub mod tokenizer;
 pub mod weights;
 

@@ -7,6 +7,7 @@ mod modules;
 pub mod plants;
 mod steady;
 mod subject;
+pub mod threads;
 mod verbs;
 
 use std::collections::BTreeSet;
@@ -109,6 +110,7 @@ pub fn all() -> Vec<Scenario> {
     modules::list(&mut table);
     model::list(&mut table);
     steady::list(&mut table);
+    threads::list(&mut table);
     device::list(&mut table);
     plants::list(&mut table);
     table

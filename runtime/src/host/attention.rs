@@ -1,19 +1,17 @@
 //! Causal attention over the cache.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::Float;
 use super::dot::{BLOCK, accumulate, padded};
 use super::memory::{front, front_mut};
 use crate::backend::AttentionShape;
+use crate::threads::{pieces, share};
 
 /// Positions whose scores are held at once.
 const SPAN: usize = 64;
 /// Positions whose scores are computed at once.
 const TILE: usize = 8;
-/// New positions from which on queries are spread over threads.
-const PARALLEL_ROWS_MIN: usize = 16;
 
 /// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past + t.
 ///
@@ -36,20 +34,18 @@ pub(super) fn attention<T: Float>(
     let keys = front("attention: keys", keys, shape.cache_len());
     let values = front("attention: values", values, shape.cache_len());
     let scale = 1.0 / (head_size as f64).sqrt();
-    let row = |(row, (y, q)): (usize, (&mut [T], &[T]))| {
-        let visible = (past + row % step.time + 1).min(context) * head_size;
-        let heads_of_row = y.chunks_exact_mut(head_size).zip(q.chunks_exact(head_size));
-        for (head, (y, q)) in heads_of_row.enumerate() {
+    let seen = past + step.time.div_ceil(2);
+    let read_bytes = 2 * size_of::<T>() * rows * channels * seen.min(context);
+    share([y], head_size, pieces(read_bytes), &|first, [y]| {
+        let queries = y.chunks_exact_mut(head_size).zip(q[first..].chunks_exact(head_size));
+        for (index, (y, q)) in (first / head_size..).zip(queries) {
+            let (row, head) = (index / heads, index % heads);
+            let visible = (past + row % step.time + 1).min(context) * head_size;
             let start = (row / step.time * heads + head) * context * head_size;
             let (keys, values) = (&keys[start..][..visible], &values[start..][..visible]);
             arch.dispatch(Query { y, q, keys, values, scale });
         }
-    };
-    if rows < PARALLEL_ROWS_MIN {
-        y.chunks_exact_mut(channels).zip(q.chunks_exact(channels)).enumerate().for_each(row);
-    } else {
-        y.par_chunks_exact_mut(channels).zip(q.par_chunks_exact(channels)).enumerate().for_each(row);
-    }
+    });
 }
 
 /// One query of one head. `y, q: [D]`, `keys, values: [S, D]`.

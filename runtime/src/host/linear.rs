@@ -1,19 +1,20 @@
 //! The matrix product.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::dot::{BLOCK, Block, accumulate, padded};
 use super::memory::{front, front_mut};
 use super::weight::Stored;
 use super::{Float, Weight};
 use crate::backend::LinearShape;
+use crate::threads::{pieces, share};
 
-/// Rows from which on a product is spread over threads, each of which takes a multiple of `ROWS_A_THREAD`. A single row waits for
-/// memory rather than for the processor, and waking a thread takes as long as the product.
-const PARALLEL_ROWS_MIN: usize = 16;
-/// See there.
-const ROWS_A_THREAD: usize = 8;
+/// Rows from which on a product is shared among threads by rows. Fewer wait for memory together.
+const SHARED_ROWS_MIN: usize = 16;
+/// Rows that a thread takes a multiple of, and outputs that it does: no tile is cut.
+pub(super) const UNIT: usize = 8;
 
 /// y = x · weightᵀ + bias.
 ///
@@ -30,34 +31,58 @@ pub(super) fn linear<T: Float>(
     let LinearShape { rows, inputs, outputs } = shape;
     let y = front_mut("linear: y", y, rows * outputs);
     let x = front("linear: x", x, rows * inputs);
-    let there = [weight.rows(), weight.columns()];
-    assert!(there == [outputs, inputs], "linear: weight: [{outputs}, {inputs}] wanted, {there:?} there");
-    let bias = bias.map(|bias| bias.vector(outputs));
-    match weight.stored() {
-        Stored::Matrix(blocks) => product(arch, y, x, blocks, bias, shape),
-        Stored::Bf16Matrix(blocks) => product(arch, y, x, blocks, bias, shape),
-        Stored::Vector(_) => unreachable!("a vector has one row, and its shape was compared"),
+    let layer = Layer::new(weight, bias, shape);
+    match rows {
+        1 => share([y], UNIT, pieces(layer.bytes()), &|first, [y]| layer.outputs_from(arch, first, y, x)),
+        SHARED_ROWS_MIN.. => share([y], UNIT * outputs, pieces(rows * layer.bytes()), &|first, [y]| {
+            let row = first / outputs;
+            layer.product(arch, y, &x[row * inputs..], 0..outputs);
+        }),
+        _ => layer.product(arch, y, x, 0..outputs),
     }
 }
 
-/// [`linear`], for one kind of block.
-fn product<T: Float, B: Block<T> + Sync>(
-    arch: Arch,
-    y: &mut [T],
-    x: &[T],
-    weight: &[B],
-    bias: Option<&[T]>,
-    shape: LinearShape,
-) {
-    let LinearShape { rows, inputs, outputs } = shape;
-    if rows < PARALLEL_ROWS_MIN {
-        return arch.dispatch(Product { y, x, weight, bias, shape });
+/// A weight and its bias, of shapes that were looked at.
+pub(super) struct Layer<'a, T> {
+    weight: &'a Weight<T>,
+    bias: Option<&'a [T]>,
+}
+
+impl<'a, T: Float> Layer<'a, T> {
+    /// `weight: [O, I]` and `bias: [O]` or none.
+    pub(super) fn new(weight: &'a Weight<T>, bias: Option<&'a Weight<T>>, shape: LinearShape) -> Self {
+        let (wanted, there) = ([shape.outputs, shape.inputs], [weight.rows(), weight.columns()]);
+        assert!(there == wanted, "linear: weight: {wanted:?} wanted, {there:?} there");
+        Self { weight, bias: bias.map(|bias| bias.vector(shape.outputs)) }
     }
-    let rows_a_task = rows.div_ceil(rayon::current_num_threads()).next_multiple_of(ROWS_A_THREAD);
-    y.par_chunks_mut(rows_a_task * outputs).zip(x.par_chunks(rows_a_task * inputs)).for_each(|(y, x)| {
-        let shape = LinearShape { rows: y.len() / outputs, ..shape };
-        arch.dispatch(Product { y, x, weight, bias, shape });
-    });
+
+    /// Bytes of the weight, which a product reads.
+    pub(super) fn bytes(&self) -> usize {
+        match self.weight.stored() {
+            Stored::Matrix(blocks) => size_of_val(&blocks[..]),
+            Stored::Bf16Matrix(blocks) => size_of_val(&blocks[..]),
+            Stored::Vector(values) => size_of_val(&values[..]),
+        }
+    }
+
+    /// Outputs `first`, `first + 1`, … of one row: `y` as many as it holds, `x: [I]`.
+    pub(super) fn outputs_from(&self, arch: Arch, first: usize, y: &mut [T], x: &[T]) {
+        let outputs = first..first + y.len();
+        self.product(arch, y, x, outputs);
+    }
+
+    /// These outputs of as many rows as `y: [R, outputs]` holds, on this thread.
+    fn product(&self, arch: Arch, y: &mut [T], x: &[T], outputs: Range<usize>) {
+        let inputs = self.weight.columns();
+        let shape = LinearShape { rows: y.len() / outputs.len(), inputs, outputs: outputs.len() };
+        let stored = outputs.start * inputs.div_ceil(BLOCK)..outputs.end * inputs.div_ceil(BLOCK);
+        let bias = self.bias.map(|bias| &bias[outputs]);
+        match self.weight.stored() {
+            Stored::Matrix(all) => arch.dispatch(Product { y, x, weight: &all[stored], bias, shape }),
+            Stored::Bf16Matrix(all) => arch.dispatch(Product { y, x, weight: &all[stored], bias, shape }),
+            Stored::Vector(_) => unreachable!("a vector has one row, and its shape was compared"),
+        }
+    }
 }
 
 /// A product to be computed on one thread.

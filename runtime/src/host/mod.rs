@@ -6,6 +6,7 @@ mod attention;
 mod dot;
 mod embedding;
 mod float;
+mod fused;
 mod gelu;
 mod lanes;
 mod layernorm;
@@ -22,7 +23,7 @@ pub use weight::Weight;
 
 use crate::backend::{AttentionShape, Backend, LinearShape, Rows, Step};
 use crate::error::Result;
-use crate::modules::Norm;
+use crate::modules::{AttentionSublayer, LayerCache, MlpSublayer, Norm, Scratch};
 use crate::plan::{Entry, Precision};
 use crate::sampling::Sampling;
 use crate::taps::Taps;
@@ -234,6 +235,34 @@ impl<T: Float> Backend for Host<T> {
 
     fn repeat(&mut self, (): &mut (), mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
+    }
+
+    fn attention_sublayer(
+        &mut self,
+        x: &mut Vec<T>,
+        sublayer: &AttentionSublayer<Self>,
+        cache: &mut LayerCache<Self>,
+        scratch: &mut Scratch<Self>,
+        cursor: &Vec<u32>,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        if self.taps.plain() || shape.step.rows() > 1 {
+            return sublayer.compose(self, x, cache, scratch, cursor, shape);
+        }
+        fused::attention_sublayer(self, x, sublayer, cache, scratch, cursor, shape)
+    }
+
+    fn mlp_sublayer(
+        &mut self,
+        x: &mut Vec<T>,
+        sublayer: &MlpSublayer<Self>,
+        scratch: &mut Scratch<Self>,
+        rows: usize,
+    ) -> Result<()> {
+        if self.taps.plain() || rows > 1 {
+            return sublayer.compose(self, x, scratch, rows);
+        }
+        fused::mlp_sublayer(self, x, sublayer, scratch)
     }
 }
 

@@ -5,9 +5,12 @@ use std::borrow::Cow;
 use super::dot::BLOCK;
 use super::{Host, Weight, attention, linear};
 use crate::backend::{AttentionShape, Backend, LinearShape, OUTBOX_ROWS, Rows, Step};
+use crate::config::Config;
+use crate::generate::capacity;
+use crate::model::Model;
 use crate::modules::Norm;
 use crate::plan::{Entry, Kind};
-use crate::weights::{Tensor, Values};
+use crate::weights::{RandomWeights, Tensor, Values};
 
 /// More than a hundred float32 roundings of sums near 10 add up to; a wrong operand makes a difference near 1. Accuracy itself is the golden
 /// cases' business.
@@ -46,7 +49,9 @@ fn distance(actual: &[f32], expected: &[f64]) -> f64 {
 /// Without this, only the widest registers of the machine at hand would ever be tested, and only whole tiles and blocks.
 #[test]
 fn linear_agrees_with_a_plain_loop_on_every_instruction_set() {
-    for (rows, inputs, outputs) in [(1, 1, 1), (1, 67, 19), (3, 32, 8), (5, 31, 7), (21, 96, 13)] {
+    for (rows, inputs, outputs) in
+        [(1, 1, 1), (1, 67, 19), (1, 500, 203), (3, 32, 8), (5, 31, 7), (21, 96, 13)]
+    {
         let (x, w) = (numbers(1, rows * inputs), numbers(2, outputs * inputs));
         let bias = numbers(3, outputs);
         let halves: Vec<_> = w.iter().map(|&w| half::bf16::from_f32(w)).collect();
@@ -184,4 +189,28 @@ fn a_transposed_weight_is_refused() {
     let w = weight(&[3, 2], &numbers(9, 6));
     let shape = LinearShape { rows: 1, inputs: 3, outputs: 2 };
     linear::linear(pulp::Arch::new(), &mut [0.0; 2], &[0.0; 3], &w, None, shape);
+}
+
+/// Logits after each of a few tokens of a model whose products are shared among threads.
+fn decoded_logits(plain: bool) -> Vec<Vec<f64>> {
+    let text = r#"{"vocab_size": 1003, "max_position_embeddings": 40, "hidden_size": 132, "num_attention_heads": 3,
+        "intermediate_size": 260, "num_hidden_layers": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+        "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}"#;
+    let config = Config::parse(text, std::path::Path::new("test")).unwrap();
+    let mut host = Host::<f32>::new();
+    host.taps().set_plain(plain);
+    let mut model = Model::new(&mut host, &config, &RandomWeights::new(4), capacity(40, 1)).unwrap();
+    let mut logits = Vec::new();
+    for token in [3, 1002, 77, 500] {
+        model.forward(&mut host, &[token]).unwrap();
+        logits.push(model.read_logits(&mut host, 1).unwrap());
+        model.advance(&mut host, 1).unwrap();
+    }
+    logits
+}
+
+/// Without this, a fused sublayer could differ from the composition that its specification is, by less than a golden case sees.
+#[test]
+fn a_fused_sublayer_is_its_plain_composition_to_the_bit() {
+    assert_eq!(decoded_logits(false), decoded_logits(true));
 }

@@ -2,11 +2,10 @@
 
 use std::borrow::Cow;
 
-use rayon::prelude::*;
-
 use super::{Tensor, Values, WeightSource};
 use crate::error::Result;
 use crate::sampling::philox;
+use crate::threads::{pieces, share};
 
 /// Bell-shaped random parameters that depend on the seed, the tensor's name and the element's index alone.
 ///
@@ -34,9 +33,9 @@ impl WeightSource for RandomWeights {
         };
         let key = [self.seed, hash(name)];
         let mut values = vec![0.0; shape.iter().product()];
-        values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
-            for (pair, values) in values.chunks_mut(2).enumerate() {
-                let index = (chunk * CHUNK / 2 + pair) as u64;
+        let bytes = size_of_val(&values[..]);
+        share([&mut values], 2, pieces(bytes), &|first, [values]| {
+            for (index, values) in (first as u64 / 2..).zip(values.chunks_mut(2)) {
                 let words = philox([index as u32, (index >> 32) as u32, 0, 0], key);
                 let draws = [bell(words[0], words[1]), bell(words[2], words[3])];
                 for (value, draw) in values.iter_mut().zip(draws) {
@@ -47,9 +46,6 @@ impl WeightSource for RandomWeights {
         Ok(Tensor { shape: shape.to_vec(), values: Values::F32(Cow::Owned(values)) })
     }
 }
-
-/// Elements that one thread fills at a time; even, because a Philox block gives two.
-const CHUNK: usize = 1 << 14;
 
 /// The sum of four uniform 16-bit numbers, centred and scaled to variance 1: nearly normal, within ±3.5, and the same to the bit on
 /// every machine, which a logarithm would not be.
@@ -96,6 +92,8 @@ mod tests {
     /// show.
     #[test]
     fn seed_name_and_index_all_matter_and_nothing_else() {
+        /// Enough for several threads.
+        const CHUNK: usize = 1 << 14;
         let values = draw(7, "a.weight", &[5, CHUNK]);
         assert_eq!(values, draw(7, "a.weight", &[5, CHUNK]), "repeats");
         assert_ne!(values, draw(8, "a.weight", &[5, CHUNK]), "seed");
