@@ -122,19 +122,34 @@ fn dot_tile<S: Simd, T: Float, const N: usize>(simd: S, q: &[T], keys: &[T]) -> 
         }
         accumulate(simd, &mut sums, [&q_tail], blocks);
     }
-    sums[0].map(|sum| T::sum_f64(simd, sum))
+    // A loop: `map` would be a call, outside the vector code.
+    let mut scores = [0.0; N];
+    for (score, sum) in scores.iter_mut().zip(sums[0]) {
+        *score = T::sum_f64(simd, sum);
+    }
+    scores
 }
 
-/// Σ x, in pairs.
+/// Σ x, in partial sums that are added in pairs.
+#[inline(always)]
 fn sum<T: Float>(x: &[T]) -> T {
-    match x {
-        [] => T::ZERO,
-        [x] => *x,
-        _ => {
-            let (a, b) = x.split_at(x.len() / 2);
-            sum(a) + sum(b)
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut sums = [T::ZERO; 16];
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
         }
     }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += x;
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            let other = sums[i + half];
+            sums[i] += other;
+        }
+    }
+    sums[0]
 }
 
 /// y += Σ_s weights[s] · values[s]. `y: [D]`, `weights: [S]`, `values: [S, D]`.
@@ -148,13 +163,19 @@ fn add_weighted<S: Simd, T: Float>(simd: S, y: &mut [T], weights: &[T], values: 
     for (index, y) in blocks.iter_mut().enumerate() {
         for i in 0..T::registers::<S>() {
             let mut sums = [T::zero(simd); SIDES];
-            for (weights, values) in weights.chunks(SIDES).zip(values.chunks(SIDES * head_size)) {
-                for ((sum, &weight), value) in
-                    sums.iter_mut().zip(weights).zip(values.chunks_exact(head_size))
-                {
-                    let value = T::register(simd, &value.as_chunks::<BLOCK>().0[index], i);
-                    *sum = T::mul_add(simd, T::splat(simd, weight), value, *sum);
+            let mut add = |side: usize, weight: T, value: &[T]| {
+                let value = T::register(simd, &value.as_chunks::<BLOCK>().0[index], i);
+                sums[side] = T::mul_add(simd, T::splat(simd, weight), value, sums[side]);
+            };
+            let (whole, rest) = weights.as_chunks::<SIDES>();
+            let (whole_values, rest_values) = values.split_at(whole.len() * SIDES * head_size);
+            for (weights, values) in whole.iter().zip(whole_values.chunks_exact(SIDES * head_size)) {
+                for side in 0..SIDES {
+                    add(side, weights[side], &values[side * head_size..][..head_size]);
                 }
+            }
+            for (side, value) in rest_values.chunks_exact(head_size).enumerate() {
+                add(side, rest[side], value);
             }
             let [a, b, c, d] = sums;
             T::add_to(simd, y, i, T::plus(simd, T::plus(simd, a, b), T::plus(simd, c, d)));

@@ -95,11 +95,19 @@ impl Lanes for f32 {
     fn sum_f64<S: Simd>(_: S, a: S::f32s) -> f64 {
         let mut lanes = [0.0; BLOCK];
         S::as_mut_simd_f32s(&mut lanes).0[0] = a;
-        let mut sums = [0.0; 4];
-        for (i, &lane) in lanes[..S::F32_LANES].iter().enumerate() {
-            sums[i % 4] += f64::from(lane);
+        // In halves, so that all but the last few additions are a vector's.
+        let mut sums = [0.0; BLOCK];
+        for (sum, lane) in sums.iter_mut().zip(lanes) {
+            *sum = f64::from(lane);
         }
-        (sums[0] + sums[1]) + (sums[2] + sums[3])
+        let mut len = S::F32_LANES;
+        while len > 1 {
+            len /= 2;
+            for l in 0..len {
+                sums[l] += sums[len + l];
+            }
+        }
+        sums[0]
     }
 }
 
