@@ -6,7 +6,7 @@ use std::sync::{LazyLock, OnceLock};
 use micropool::{ThreadPool, ThreadPoolBuilder};
 
 /// Less work than this, in bytes read, is done before another thread would have begun.
-const PIECE_BYTES_MIN: usize = 24 << 10;
+const PIECE_BYTES_MIN: usize = 64 << 10;
 
 static COUNT: OnceLock<usize> = OnceLock::new();
 static POOL: LazyLock<ThreadPool> =

@@ -44,10 +44,12 @@ pub struct Bf16Block(pub(super) [u32; BLOCK / 2]);
 impl Bf16Block {
     /// Packs up to `BLOCK` values; the rest is zero.
     pub(super) fn new(values: &[half::bf16]) -> Self {
+        let mut columns = [half::bf16::ZERO; BLOCK];
+        columns[..values.len()].copy_from_slice(values);
+        let (low, high) = columns.split_at(BLOCK / 2);
         let mut words = [0; BLOCK / 2];
-        for (column, value) in values.iter().enumerate() {
-            let high_half = column / (BLOCK / 2) * 16;
-            words[column % (BLOCK / 2)] |= u32::from(value.to_bits()) << high_half;
+        for ((word, low), high) in words.iter_mut().zip(low).zip(high) {
+            *word = u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
         }
         Self(words)
     }

@@ -52,13 +52,22 @@ impl Values<'_> {
     /// The first NaN or infinity: its index and itself.
     #[must_use]
     pub fn first_not_finite(&self) -> Option<(usize, f64)> {
-        fn find<T: Copy>(values: &[T], widen: impl Fn(T) -> f64) -> Option<(usize, f64)> {
-            values.iter().map(|&value| widen(value)).enumerate().find(|(_, value)| !value.is_finite())
+        /// Values that are looked at together, with vector instructions, before one of them is looked for.
+        const CHUNK: usize = 1024;
+        fn find<T: Copy>(
+            values: &[T],
+            finite: impl Fn(T) -> bool,
+            widen: impl Fn(T) -> f64,
+        ) -> Option<(usize, f64)> {
+            let odd = |chunk: &[T]| !chunk.iter().fold(true, |all, &value| all & finite(value));
+            let start = CHUNK * values.chunks(CHUNK).position(odd)?;
+            let index = start + values[start..].iter().position(|&value| !finite(value))?;
+            Some((index, widen(values[index])))
         }
         match self {
-            Self::F32(values) => find(values, f64::from),
-            Self::Bf16(values) => find(values, f64::from),
-            Self::F64(values) => find(values, |value| value),
+            Self::F32(values) => find(values, f32::is_finite, f64::from),
+            Self::Bf16(values) => find(values, half::bf16::is_finite, f64::from),
+            Self::F64(values) => find(values, f64::is_finite, |value| value),
         }
     }
 }
@@ -70,4 +79,31 @@ pub trait WeightSource {
     /// # Errors
     /// A missing tensor, or one of another shape, with both shapes named.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without this, a NaN far into a large tensor could be overlooked, or named with a wrong index.
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found_wherever_it_is() {
+        for len in [1, 1023, 1024, 1025, 3000] {
+            let mut values = vec![1.0f32; len];
+            assert!(Values::F32(values.as_slice().into()).first_not_finite().is_none());
+            for index in (0..len).rev().step_by(97) {
+                values[index] = f32::INFINITY;
+                let halves: Vec<_> = values.iter().map(|&value| half::bf16::from_f32(value)).collect();
+                let doubles: Vec<_> = values.iter().map(|&value| f64::from(value)).collect();
+                let stored = [
+                    Values::F32(values.as_slice().into()),
+                    Values::Bf16(halves.into()),
+                    Values::F64(doubles.into()),
+                ];
+                for values in stored {
+                    assert_eq!(values.first_not_finite(), Some((index, f64::INFINITY)), "{len} values");
+                }
+            }
+        }
+    }
 }
