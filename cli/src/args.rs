@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use touchstone_functional_tests::Target;
+use touchstone_runtime::device::DeviceChoice;
 
+use crate::bench::BenchArgs;
 use crate::exit::Outcome;
 
 /// Checks a GPT runtime against recorded numbers of its reference.
@@ -26,6 +28,9 @@ pub enum Command {
     /// Say what this machine has, and for each thing that is missing, the remedy
     #[command(after_help = Outcome::HELP)]
     Doctor(DoctorArgs),
+    /// Measure how fast a model runs, after checking that its tokens are right; beside PyTorch with --peers
+    #[command(after_help = Outcome::HELP)]
+    Bench(BenchArgs),
 }
 
 /// Of `check`.
@@ -83,14 +88,11 @@ impl FromStr for Device {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|ordinal| ordinal.parse().ok())
-                .map(Self::Cuda)
-                .ok_or("expected cpu, cuda or cuda:N"),
+        match text.parse() {
+            Ok(DeviceChoice::Cpu) => Ok(Self::Cpu),
+            Ok(DeviceChoice::Cuda(ordinal)) => Ok(Self::Cuda(ordinal)),
+            // What was checked must not depend on what the machine has.
+            Ok(DeviceChoice::Auto) | Err(_) => Err("expected cpu, cuda or cuda:N"),
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// The dimensions of a GPT. Unknown fields and unknown values are errors: a default would run another model silently.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// V: number of tokens.
@@ -35,7 +35,7 @@ pub struct Config {
 }
 
 /// Activation functions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// x · Φ(x), computed with erf (`torch.nn.GELU()`).
@@ -43,7 +43,7 @@ pub enum Activation {
 }
 
 /// Architectures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelType {
     /// Pre-norm decoder with learned positions and a tied head.
@@ -51,7 +51,7 @@ pub enum ModelType {
 }
 
 /// How a checkpoint stores its weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StoredDtype {
     /// IEEE single precision.

@@ -1,5 +1,6 @@
 //! What can go wrong, as data. Messages are lower case, name the file and the field, and say what was expected.
 
+use std::error::Error as _;
 use std::path::PathBuf;
 
 /// The crate's result.
@@ -71,6 +72,18 @@ impl From<touchstone_kernels::Error> for Error {
 }
 
 impl Error {
+    /// The error and what caused it, as one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            message.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        message
+    }
+
     /// The process exit code for this error: 2 usage, 3 no device, 4 bad model or file, 5 the device failed.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

@@ -7,9 +7,11 @@
 pub mod backend;
 pub mod config;
 pub mod cuda;
+pub mod device;
 pub mod error;
 pub mod generate;
 pub mod host;
+pub mod locate;
 pub mod model;
 pub mod modules;
 pub mod plan;

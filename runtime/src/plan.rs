@@ -182,3 +182,33 @@ pub fn plan(config: &Config, capacity: Capacity) -> Vec<Entry> {
 pub fn total_bytes(entries: &[Entry], precision: Precision) -> usize {
     entries.iter().map(|entry| entry.bytes(precision)).sum()
 }
+
+/// Bytes that a decode step at `past` cached positions cannot avoid reading: every weight (of the position embedding, one row) and the
+/// filled part of the cache.
+#[must_use]
+pub fn token_bytes(config: &Config, precision: Precision, weight_bytes: usize, past: usize) -> usize {
+    let unread = (config.max_position_embeddings - 1) * config.hidden_size;
+    let position_bytes = 2 * config.num_hidden_layers * config.hidden_size * precision.working_bytes;
+    let past = past.min(config.max_position_embeddings);
+    (config.parameters() - unread) * weight_bytes + past * position_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without this, the share of the bandwidth limit could count bytes twice, or forget the cache.
+    #[test]
+    fn a_token_reads_the_weights_once_and_the_filled_cache() {
+        let text = r#"{"vocab_size": 65, "max_position_embeddings": 256, "hidden_size": 128, "num_attention_heads": 4,
+            "intermediate_size": 512, "num_hidden_layers": 6, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+            "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}"#;
+        let config = Config::parse(text, "config.json".as_ref()).unwrap();
+        let precision = Precision { name: "f32", working_bytes: 4, wide_bytes: 4 };
+        // 1,228,672 parameters, as the model's card counts them, of which 255 position rows are not read.
+        let weights = 1_228_672 - 255 * 128;
+        assert_eq!(token_bytes(&config, precision, 4, 0), 4 * weights);
+        assert_eq!(token_bytes(&config, precision, 2, 10), 2 * weights + 10 * 6 * 2 * 128 * 4);
+        assert_eq!(token_bytes(&config, precision, 4, 300), token_bytes(&config, precision, 4, 256));
+    }
+}

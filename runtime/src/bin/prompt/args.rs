@@ -2,9 +2,9 @@
 
 use std::io::{self, IsTerminal, Read};
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use touchstone_runtime::device::{DeviceChoice, DtypeChoice};
 use touchstone_runtime::sampling::Sampling;
 use touchstone_runtime::{Error, Result};
 
@@ -76,55 +76,6 @@ Exit codes:
     4  a file or model that cannot be read, written or used
     5  the device failed
   130  interrupted (Ctrl-C; a second one ends the program on the spot)";
-
-/// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first GPU, or else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU of this ordinal.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|ordinal| ordinal.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
-/// `--dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DtypeChoice {
-    /// As stored.
-    Auto,
-    /// float32.
-    F32,
-    /// bfloat16.
-    Bf16,
-}
 
 /// Where prompts come from.
 pub enum Input {

@@ -7,9 +7,9 @@ use rustyline::config::Behavior;
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
 use touchstone_runtime::Error;
+use touchstone_runtime::device::Device;
 use touchstone_runtime::sampling::Sampling;
 
-use crate::device::Device;
 use crate::session::{Speaker, nth};
 use crate::{Failure, interrupt, report_error, say};
 

@@ -2,15 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod device;
 mod interactive;
 mod interrupt;
-mod locate;
 mod session;
 mod stats;
 mod voice;
 
-use std::error::Error as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -81,13 +78,7 @@ impl Failure {
 
 /// Prints the error and what caused it as one message.
 fn report_error(error: &Error) {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    say(&message);
+    say(&error.chain());
 }
 
 /// A line on standard error; where that is closed, there is nobody to tell.

@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use touchstone_runtime::device::{Device, Job, dispatch};
 use touchstone_runtime::generate::{self, Generator, Request, Timings};
+use touchstone_runtime::locate;
 use touchstone_runtime::model::Model;
 use touchstone_runtime::sampling::Sampling;
 use touchstone_runtime::tokenizer::Tokenizer;
 use touchstone_runtime::weights::Checkpoint;
 
 use crate::args::{Args, Input};
-use crate::device::{Device, Job, dispatch};
 use crate::interactive::Lines;
 use crate::stats::Stats;
 use crate::voice::{Spoken, Voice};
-use crate::{Failure, interactive, interrupt, locate, say};
+use crate::{Failure, interactive, interrupt, say};
 
 /// Does what the arguments ask for. What can be wrong with them is found before a device is opened.
 pub fn run(args: &Args) -> Result<(), Failure> {

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use touchstone_runtime::Config;
+use touchstone_runtime::device::{Device, bandwidth_share};
 use touchstone_runtime::generate::{self, Timings};
-use touchstone_runtime::plan::{self, Kind, Precision};
-
-use crate::device::Device;
+use touchstone_runtime::plan::{self, Kind, token_bytes};
 
 /// The figures of one generation.
 #[derive(Clone, Debug, Serialize)]
@@ -82,7 +81,7 @@ impl Stats {
             bandwidth_bytes_per_s: bandwidth,
             bandwidth_share: bandwidth
                 .zip(decode_us)
-                .map(|(rate, us)| token_bytes as f64 / rate / (us * 1e-6)),
+                .map(|(rate, us)| bandwidth_share(token_bytes, rate, us)),
             planned_bytes,
             peak_bytes: device.peak_bytes(),
         }
@@ -91,15 +90,6 @@ impl Stats {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// Bytes that a decode step at `past` cached positions cannot avoid reading: every weight (of the position embedding, one row) and the
-/// filled part of the cache.
-fn token_bytes(config: &Config, precision: Precision, weight_bytes: usize, past: usize) -> usize {
-    let unread = (config.max_position_embeddings - 1) * config.hidden_size;
-    let position_bytes = 2 * config.num_hidden_layers * config.hidden_size * precision.working_bytes;
-    let past = past.min(config.max_position_embeddings);
-    (config.parameters() - unread) * weight_bytes + past * position_bytes
 }
 
 impl fmt::Display for Stats {
@@ -130,24 +120,4 @@ impl fmt::Display for Stats {
 
 fn mib(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 20)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Without this, the share of the bandwidth limit could count bytes twice, or forget the cache.
-    #[test]
-    fn a_token_reads_the_weights_once_and_the_filled_cache() {
-        let text = r#"{"vocab_size": 65, "max_position_embeddings": 256, "hidden_size": 128, "num_attention_heads": 4,
-            "intermediate_size": 512, "num_hidden_layers": 6, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
-            "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}"#;
-        let config = Config::parse(text, "config.json".as_ref()).unwrap();
-        let precision = Precision { name: "f32", working_bytes: 4, wide_bytes: 4 };
-        // 1,228,672 parameters, as the model's card counts them, of which 255 position rows are not read.
-        let weights = 1_228_672 - 255 * 128;
-        assert_eq!(token_bytes(&config, precision, 4, 0), 4 * weights);
-        assert_eq!(token_bytes(&config, precision, 2, 10), 2 * weights + 10 * 6 * 2 * 128 * 4);
-        assert_eq!(token_bytes(&config, precision, 4, 300), token_bytes(&config, precision, 4, 256));
-    }
 }

@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use touchstone_runtime::{Error, Result};
+use crate::{Error, Result};
 
 /// The model that comes with the project, relative to its root.
 const DEFAULT: &str = "models/shakespeare-char";

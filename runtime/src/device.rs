@@ -1,15 +1,67 @@
-//! Chooses where the model runs, and what a device tells about itself.
+//! Where a program runs a model: the choice of a device, and what a device tells about itself.
 
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use rayon::prelude::*;
-use touchstone_runtime::config::StoredDtype;
-use touchstone_runtime::{Backend, Cuda, Error, Host, Result, generate};
 
-use crate::args::{DeviceChoice, DtypeChoice};
+use crate::config::StoredDtype;
+use crate::{Backend, Cuda, Error, Host, Result, generate};
 
-/// A backend as the program needs it.
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, or else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this ordinal.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeChoice {
+    /// As stored.
+    Auto,
+    /// float32.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// A backend as a program needs it.
 pub trait Device: Backend {
+    /// `cpu` or `cuda`.
+    const KIND: &'static str;
     /// Decode steps to keep under way.
     const LOOKAHEAD: usize;
 
@@ -24,6 +76,7 @@ pub trait Device: Backend {
 }
 
 impl Device for Host<f32> {
+    const KIND: &'static str = "cpu";
     /// The host computes while it is called: waiting steps would only hold back the text.
     const LOOKAHEAD: usize = 1;
 
@@ -48,6 +101,7 @@ impl<E: touchstone_kernels::Element> Device for Cuda<E>
 where
     Self: Backend,
 {
+    const KIND: &'static str = "cuda";
     const LOOKAHEAD: usize = generate::LOOKAHEAD;
 
     fn weight_bytes(&self, _stored: StoredDtype) -> usize {
@@ -100,6 +154,12 @@ pub fn dispatch<J: Job>(
         return Err(Error::Argument { name: "dtype", problem });
     }
     Ok(job.run(Host::<f32>::new(), &format!("cpu, f32 ({why})")))
+}
+
+/// The least time in which a device that reads `bytes_per_s` can read `bytes`, as a share of the `us` microseconds taken.
+#[must_use]
+pub fn bandwidth_share(bytes: usize, bytes_per_s: f64, us: f64) -> f64 {
+    bytes as f64 / bytes_per_s / (us * 1e-6)
 }
 
 /// An open GPU of either precision.
