@@ -20,6 +20,8 @@ SUMMARIES = {
 }
 SUITES = ("functional", "memory")
 OURS = "touchstone"
+# What speed.json must be of, since the page speaks of it.
+NEW_TOKENS = 100
 
 RESULT = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored; .*?(\d+) filtered out", re.M)
 FAILURE = re.compile(r"^---- (.+) ----\n(.*)$", re.M)
@@ -242,20 +244,33 @@ def witnesses(figures: dict[str, Any]) -> tuple[str, ...]:
 
 
 def parse_speed(text: str) -> tuple[Timing, ...]:
-    """Models and dtypes together, otherwise as written."""
-    timings = tuple(
-        Timing(
-            field(row, "model", str), field(row, "system", str), field(row, "dtype", str),
-            field(row, "ms_per_100", float), field(row, "p90_ms_per_100", float), field(row, "device", str),
-        )
-        for row in records(field(record(parse_json(text), "the report"), "rows", list), "rows")
-    )  # fmt: skip
+    """What `touchstone bench --json` printed: the decode rows, model by model and dtype by dtype."""
+    models = records(field(record(parse_json(text), "the report"), "models", list), "models")
+    timings = tuple(timing for model in models for timing in parse_model(model))
     for timing in timings:
         ours = [row for row in timings if (row.model, row.dtype, row.system) == (timing.model, timing.dtype, OURS)]
         if len(ours) != 1 or timing.median_ms <= 0 or timing.p90_ms <= 0:
             raise BadInput(f"{timing.model} {timing.dtype} {timing.system}: expected times above 0 and one row of {OURS}, found {len(ours)}")
-    groups = list(dict.fromkeys((timing.model, timing.dtype) for timing in timings))
-    return tuple(sorted(timings, key=lambda timing: groups.index((timing.model, timing.dtype))))
+    return timings
+
+
+def parse_model(model: dict[str, Any]) -> list[Timing]:
+    """One model in one dtype: ours on the device as we name it, peers on the device as they name it."""
+    name, dtype = field(model, "model", str), field(model, "dtype", str)
+    if field(model, "new_tokens", int) != NEW_TOKENS:
+        raise BadInput(f"{name} {dtype}: new_tokens is {model['new_tokens']}, expected {NEW_TOKENS}")
+    ours, peers = field(model, "device", str), field(model, "peers", dict, optional=True)
+    timings = []
+    for row in records(field(model, "rows", list), "rows"):
+        if field(row, "measure", str) != "decode":
+            continue
+        if field(row, "unit", str) != "us a token":
+            raise BadInput(f"{name} {dtype}: unit is {row['unit']!r}, expected 'us a token'")
+        system = field(row, "system", str)
+        median_ms, p90_ms = (field(row, figure, float) * NEW_TOKENS / 1e3 for figure in ("median", "p90"))
+        device = ours if system == OURS else field(record(peers, "peers"), "device", str)
+        timings.append(Timing(name, system, dtype, median_ms, p90_ms, device))
+    return timings
 
 
 def parse_suite(text: str) -> Suite:

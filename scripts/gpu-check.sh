@@ -52,6 +52,11 @@ racecheck() {
     return $code
 }
 
+speed() {
+    bundle/touchstone bench --model models/shakespeare-char-small --model models/shakespeare-char --device cuda --dtype f32,bf16 \
+        --measure decode --new-tokens 100 --repeats 20 --peers --json >"$out/speed.json"
+}
+
 for part in $parts; do
     case $part in
     suites)
@@ -69,7 +74,7 @@ for part in $parts; do
         check sanitizer-racecheck racecheck
         ;;
     speed)
-        check speed python3 benches/decode.py --device cuda --out "$out/speed.json"
+        check speed speed
         ;;
     repeat)
         check repeat-functional repeat 50 bundle/functional

@@ -39,8 +39,8 @@ def scenario(name: str, verdict: str, figures_of: dict | None) -> dict:
     return {"scenario": name, "backend": "cuda-f32", "iterations": 100, "figures": figures_of, "verdict": verdict}
 
 
-def timing(system: str, median: float, device: str = "GPU X") -> dict:
-    return {"model": "m", "system": system, "dtype": "f32", "ms_per_100": median, "p90_ms_per_100": median * 1.25, "device": device}
+def timing(system: str, median: float) -> dict:
+    return {"measure": "decode", "system": system, "unit": "us a token", "median": median, "p90": median * 1.25}
 
 
 class Figures(unittest.TestCase):
@@ -68,8 +68,10 @@ class Figures(unittest.TestCase):
                 scenario("planted/a-crash", "planted, found", None),
             ],
         }
-        rows = [timing("touchstone", 2.0, "cuda:0"), timing("pytorch eager", 90.0), timing("pytorch compiled", 15.0)]
-        self.speed = {"device": "cuda:0", "rows": rows}
+        rows = [timing("touchstone", 20.0), timing("pytorch eager", 900.0), timing("pytorch compiled", 150.0)]
+        rows.append(timing("touchstone", 5e3) | {"measure": "prefill", "unit": "us a prompt"})
+        model = {"model": "m", "dtype": "f32", "device": "cuda:0, GPU X", "new_tokens": 100, "rows": rows, "peers": {"device": "GPU X"}}
+        self.speed = {"models": [model]}
         self.logs = {"doctor": "ok       driver        driver for CUDA 13.0\nok       gpu           cuda:0: GPU X\n"}
         self.logs |= {"functional": TRIALS.format(9, 0, 1, 0), "memory": TRIALS.format(4, 0, 0, 0)}
         self.logs |= {f"repeat-{suite}": TRIALS.format(4, 0, 0, 0) * 5 for suite in ("functional", "memory")}
@@ -197,7 +199,7 @@ class Figures(unittest.TestCase):
         """A suite that dies leaves the JSON of the run before beside its own log."""
         self.assertIn("not of one run", self.attempt(compared="99 outputs compared, 0 failed\n")[2])
         self.logs["functional"] = TRIALS.format(9, 0, 1, 0)
-        self.speed["rows"][1]["device"] = "GPU Y"
+        self.speed["models"][0]["peers"]["device"] = "GPU Y"
         self.assertIn("not of one machine", self.attempt()[2])
 
     def test_malformed_inputs_are_refused(self) -> None:
@@ -211,8 +213,17 @@ class Figures(unittest.TestCase):
                 self.assertEqual(code, 2)
                 self.assertIn("functional.json", complaint)
         self.functional, self.logs["functional"] = good, log
-        del self.speed["rows"][0]["ms_per_100"]
-        self.assertIn("no field 'ms_per_100'", self.attempt()[2])
+        speed = self.speed["models"][0]
+        for change, said in (
+            ({"new_tokens": 50}, "new_tokens is 50, expected 100"),
+            ({"peers": None}, "peers is not an object"),
+            ({"rows": speed["rows"][1:3]}, "expected times above 0 and one row of touchstone, found 0"),
+            ({"rows": [speed["rows"][0] | {"unit": "us a step"}]}, "unit is 'us a step'"),
+            ({"rows": [{key: speed["rows"][0][key] for key in ("measure", "system", "unit", "p90")}]}, "no field 'median'"),
+        ):
+            with self.subTest(change=change):
+                self.speed, self.logs["functional"] = {"models": [speed | change]}, log
+                self.assertIn(said, self.attempt()[2])
 
     def test_the_order_of_rows_changes_nothing(self) -> None:
         """Trials end in any order: the committed files would change with every run."""

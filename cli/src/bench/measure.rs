@@ -40,13 +40,11 @@ pub struct Bench<'a, D: Device> {
 }
 
 impl<D: Device> Bench<'_, D> {
-    /// Generation of one sequence: µs a token, as a share of the bandwidth limit.
-    pub fn decode(&mut self) -> Result<Row> {
+    /// Generation of one sequence: µs a token, set against a device that can read `limit_bytes_per_s`.
+    pub fn decode(&mut self, limit_bytes_per_s: Option<f64>) -> Result<Row> {
         let times = self.generations(1)?;
-        let bytes = self.token_bytes();
-        let limit = self.device.bandwidth(bytes);
         let row = Row::new(Measure::Decode, self.size(), "us a token", &times, self.new_tokens);
-        Ok(row.tokens(1).bytes(bytes, limit))
+        Ok(row.tokens(1).bytes(self.token_bytes(), limit_bytes_per_s))
     }
 
     /// Bytes that a token of [`Bench::decode`] must read. Over these tokens, the cache holds half of them on average.

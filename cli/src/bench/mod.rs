@@ -50,7 +50,7 @@ impl From<Error> for Stop {
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Outcome {
     match measure_all(args).and_then(|sections| draw(args, &sections).map(|()| sections)) {
-        Ok(sections) if args.json => print(&report::as_json(&sections).to_string()),
+        Ok(sections) if args.json => print(&report::as_json(&sections)),
         Ok(sections) => print(&report::as_text(&sections)),
         Err(Stop { outcome, problem }) => {
             complain(problem);
@@ -130,11 +130,12 @@ impl Job for Run<'_> {
         let repeats = args.repeats.get();
         let mut bench = Bench { device: &mut device, subject, new_tokens, repeats };
         let token_bytes = bench.token_bytes();
+        let limit_bytes_per_s = bench.device.bandwidth(token_bytes);
         let mut rows = Vec::new();
         for &measure in &args.measure {
             progress(format_args!("{}, {dtype}: {}", subject.name, measure.name()));
             match (measure, &subject.origin) {
-                (Measure::Decode, _) => rows.push(bench.decode()?),
+                (Measure::Decode, _) => rows.push(bench.decode(limit_bytes_per_s)?),
                 (Measure::Context, _) => rows.extend(bench.context()?),
                 (Measure::Batch, _) => {
                     for batch in &args.batches {
@@ -161,7 +162,7 @@ impl Job for Run<'_> {
             config: subject.config.clone(),
             new_tokens,
             token_bytes,
-            bandwidth_bytes_per_s: device.bandwidth(token_bytes),
+            bandwidth_bytes_per_s: limit_bytes_per_s,
             check,
             rows,
             peers: None,

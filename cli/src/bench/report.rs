@@ -2,8 +2,9 @@
 
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use touchstone_runtime::Config;
+use touchstone_runtime::sampling::Sampling;
 
 use super::gate::Checked;
 use super::measure::SAMPLING;
@@ -40,11 +41,26 @@ pub struct Section {
     pub peers: Option<Map<String, Value>>,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    sampling: Rule,
+    models: &'a [Section],
+}
+
+/// How timed tokens were picked.
+#[derive(Serialize)]
+struct Rule {
+    temperature: f32,
+    top_k: u32,
+    seed: u64,
+}
+
 /// One object with everything.
-pub fn as_json(sections: &[Section]) -> Value {
-    let sampling =
-        json!({"temperature": SAMPLING.temperature, "top_k": SAMPLING.top_k, "seed": SAMPLING.seed});
-    json!({"sampling": sampling, "models": sections})
+pub fn as_json(sections: &[Section]) -> String {
+    let Sampling { temperature, top_k, seed, .. } = SAMPLING;
+    let report = Report { sampling: Rule { temperature, top_k, seed }, models: sections };
+    serde_json::to_string(&report).expect("names and figures become JSON")
 }
 
 /// A heading and a table a section.
