@@ -1,0 +1,336 @@
+//! `touchstone bench` as a user meets it: what it prints, and its exit codes. Models are tiny: seconds, not minutes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The dimensions of a tiny model, with a context in which one length of prompt fits.
+fn config() -> Value {
+    json!({
+        "vocab_size": 23, "max_position_embeddings": 40, "hidden_size": 8, "num_attention_heads": 2,
+        "intermediate_size": 20, "num_hidden_layers": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+        "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"
+    })
+}
+
+/// A folder with this `config.json`, and the file's path.
+fn written(config: &Value) -> (TempDir, String) {
+    let folder = tempfile::Builder::new().prefix("tiny&<").tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+fn repository() -> PathBuf {
+    std::env::current_dir().unwrap().parent().unwrap().to_owned()
+}
+
+/// `PROGRAM bench` on the CPU, far from this machine's settings.
+fn bench(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOUCHSTONE_"))
+    {
+        command.env_remove(name);
+    }
+    command.args(["bench", "--repeats", "3"]).args(arguments).env("TOUCHSTONE_DEVICE", "cpu");
+    command
+}
+
+/// Exit code, standard output, standard error.
+fn outcome(mut command: Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    outcome(bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), arguments))
+}
+
+/// The object that `--json` prints, of a run that must succeed.
+fn json_of(command: Command) -> Value {
+    let (code, stdout, stderr) = outcome(command);
+    assert_eq!(code, 0, "{stderr}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// Asserts that a run ends with this code, one complaint that holds all of `parts`, and no figures.
+fn refused(command: Command, code: i32, parts: &[&str]) {
+    let shown = format!("{command:?}");
+    let (found, stdout, stderr) = outcome(command);
+    assert_eq!((found, stdout.as_str()), (code, ""), "{shown}: {stderr}");
+    let complaint =
+        stderr.lines().find(|line| line.starts_with("touchstone: ") || line.starts_with("error: "));
+    let complaint = complaint.unwrap_or_else(|| panic!("{shown}: no complaint in {stderr}"));
+    for part in parts {
+        assert!(complaint.contains(part), "{shown}: {part:?} is not in {complaint:?}");
+    }
+}
+
+fn refuses(arguments: &[&str], code: i32, parts: &[&str]) {
+    refused(bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), arguments), code, parts);
+}
+
+/// Without this, a measurement that was asked for could be missing, and nobody would see that it was never made.
+#[test]
+fn the_table_has_a_row_for_everything_asked_for() {
+    let (_folder, path) = written(&config());
+    let measures = "decode,context,batch,prefill,verbs";
+    let (code, stdout, stderr) = run(&["--config", &path, "--measure", measures, "--batches", "1,3"]);
+    assert_eq!(code, 0, "{stderr}");
+    for row in [
+        "decode   39 tokens",
+        "context  positions 1 to 19",
+        "context  positions 21 to 39",
+        "batch    batch 1, 39 tokens",
+        "batch    batch 3, 39 tokens",
+        "prefill  16 tokens",
+        "verbs    linear 8 to 8",
+        "verbs    linear 8 to 20",
+        "verbs    linear 20 to 8",
+        "verbs    logits 8 to 23",
+        "verbs    attention 2 heads of 4 over 40",
+    ] {
+        assert_eq!(stdout.matches(row).count(), 1, "{row}: {stdout}");
+    }
+    assert!(
+        stdout.contains("random weights; cpu, f32") && stdout.contains("checked: 32 greedy tokens"),
+        "{stdout}"
+    );
+}
+
+/// Without this, a figure could be NaN, zero, or of another number of runs than were asked for, and a program would read it.
+#[test]
+fn json_holds_positive_finite_figures_for_every_model() {
+    let (_folder, path) = written(&config());
+    let small = repository().join("models/shakespeare-char-small");
+    let arguments = ["--model", small.to_str().unwrap(), "--config", &path, "--json", "--new-tokens", "20"];
+    let measures = ["--measure", "decode,context,batch,prefill,verbs", "--batches", "2"];
+    let report =
+        json_of(bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), &[&arguments[..], &measures].concat()));
+    let models = report["models"].as_array().unwrap();
+    let described: Vec<_> =
+        models.iter().map(|model| (&model["weights"], &model["check"]["equal"])).collect();
+    assert_eq!(described, [(&json!("trained"), &json!(32)), (&json!("random"), &json!(32))]);
+    // Of the trained model, prompts of 16, 64 and 256 tokens fit the context.
+    for (model, prompts) in models.iter().zip([3, 1]) {
+        assert!(
+            model["device"] == "cpu, f32 (as asked)" && model["dtype"] == "f32" && model["new_tokens"] == 20
+        );
+        assert!(model["bandwidth_bytes_per_s"].as_f64().unwrap() > 1e6 && model["peers"].is_null());
+        let rows = model["rows"].as_array().unwrap();
+        for (measure, count) in
+            [("decode", 1), ("context", 2), ("batch", 1), ("prefill", prompts), ("verbs", 5)]
+        {
+            assert_eq!(rows.iter().filter(|row| row["measure"] == measure).count(), count, "{measure}");
+        }
+        for row in rows {
+            assert!(row["system"] == "touchstone" && row["repeats"] == 3, "{row}");
+            assert!(
+                row["median"].as_f64().unwrap() > 0.0 && row["p90"].as_f64() >= row["median"].as_f64(),
+                "{row}"
+            );
+            let optional = ["tokens_per_s", "gflop_per_s", "bytes_per_s", "bandwidth_share", "times_first"];
+            for field in optional.iter().filter_map(|name| row.get(name)) {
+                let figure = field.as_f64().unwrap();
+                assert!(figure > 0.0 && figure.is_finite(), "{row}");
+            }
+        }
+    }
+    let batch = models[1]["rows"].as_array().unwrap().iter().find(|row| row["measure"] == "batch").unwrap();
+    let rate = batch["tokens_per_s"].as_f64().unwrap() * batch["median"].as_f64().unwrap();
+    assert!((rate - 2e6).abs() < 1.0, "a step of a batch of 2 gives 2 tokens: {batch}");
+}
+
+/// Without this, the command alone, as the README shows it, could fail for want of a model.
+#[test]
+fn the_default_model_is_found() {
+    let report = json_of(bench(
+        Path::new(env!("CARGO_BIN_EXE_touchstone")),
+        &["--json", "--measure", "decode", "--new-tokens", "2"],
+    ));
+    assert_eq!(report["models"][0]["model"], "shakespeare-char");
+}
+
+/// Without this, a model whose numbers are no numbers would be timed, and look fast.
+#[test]
+fn a_model_that_fails_its_check_exits_with_1() {
+    let small = repository().join("models/shakespeare-char-small");
+    let copy = tempfile::tempdir().unwrap();
+    fs::copy(small.join("config.json"), copy.path().join("config.json")).unwrap();
+    let mut bytes = fs::read(small.join("model.safetensors")).unwrap();
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // 1.7e38, in float32 and in bfloat16: each is finite, and no product of two.
+    for pair in bytes[8 + header_bytes..].chunks_exact_mut(2) {
+        pair.copy_from_slice(&[0x00, 0x7f]);
+    }
+    fs::write(copy.path().join("model.safetensors"), bytes).unwrap();
+    let arguments = ["--model", copy.path().to_str().unwrap()];
+    refuses(&arguments, 1, &["nothing was timed", "the logits of token 1 are not finite"]);
+}
+
+/// Without this, a mistake in a config would be timed as another model, or end in a panic.
+#[test]
+fn unusable_input_exits_with_2_and_is_named() {
+    let (_folder, path) = written(&config());
+    for (field, value) in [("num_attention_heads", json!(3)), ("hidden_size", json!(0))] {
+        let mut wrong = config();
+        wrong[field] = value;
+        let (_folder, path) = written(&wrong);
+        refuses(&["--config", &path], 2, &[&path, field]);
+    }
+    refuses(&["--config", "absent/config.json"], 2, &["cannot read absent/config.json: "]);
+    refuses(&["--model", "absent"], 2, &["cannot read absent/config.json: "]);
+    refuses(&["--config", &path, "--new-tokens", "40"], 2, &["--new-tokens", "40", "at most 39"]);
+    refuses(&["--config", &path, "--dtype", "bf16"], 2, &["dtype: is bf16"]);
+    let unwritable = ["--config", &path, "--measure", "decode", "--svg", "/proc/absent/x.svg"];
+    refuses(&unwritable, 2, &["/proc/absent/x.svg", "cannot be written"]);
+}
+
+/// Without this, a pair of options that cannot work together would be found out after minutes of timing, or never.
+#[test]
+fn usage_that_cannot_work_exits_with_2() {
+    let (_folder, path) = written(&config());
+    refuses(&["--measure", "speed"], 2, &["speed"]);
+    refuses(&["--repeats", "0"], 2, &[]);
+    refuses(&["--batches", "1,0"], 2, &[]);
+    refuses(&["--measure", "prefill", "--peers"], 2, &["--peers", "decode"]);
+    refuses(&["--measure", "prefill", "--svg", "x.svg"], 2, &["--svg", "decode"]);
+    refuses(&["--config", &path, "--measure", "cold-start"], 2, &["cold-start", "--config"]);
+    refuses(&["--device", "cuda:1", "--peers"], 2, &["--peers", "CUDA_VISIBLE_DEVICES"]);
+}
+
+/// Without this, figures of the CPU could stand where a GPU was asked for.
+#[test]
+fn a_gpu_that_is_not_there_exits_with_3() {
+    let (_folder, path) = written(&config());
+    // No machine has a thousand.
+    refuses(&["--config", &path, "--device", "cuda:999"], 3, &["touchstone: no CUDA device: "]);
+}
+
+/// A repository's root whose peer is this shell script; to be run with `--python /bin/sh`.
+fn root_with_peer(script: &str) -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for folder in ["golden/cases", "models", "benches/peers"] {
+        fs::create_dir_all(root.path().join(folder)).unwrap();
+    }
+    fs::write(root.path().join("benches/peers/decode.py"), script).unwrap();
+    root
+}
+
+fn with_peer(root: &TempDir, path: &str, python: &str) -> Command {
+    let arguments =
+        ["--config", path, "--measure", "decode,prefill", "--peers", "--python", python, "--json"];
+    let mut command = bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), &arguments);
+    command.env("TOUCHSTONE_ROOT", root.path());
+    command
+}
+
+/// Without this, the peer could be timed at other settings than ours, or its figures set against another row.
+#[test]
+fn peers_stand_beside_our_decoding() {
+    let (_folder, path) = written(&config());
+    let root = root_with_peer(
+        r#"echo '{"device": "'"$*"'", "rows": [
+            {"mode": "eager", "formulation": null, "us_per_token_median": 5e5, "us_per_token_p90": 6e5, "repeats": 3},
+            {"mode": "compiled", "formulation": "sdpa", "us_per_token_median": 4e5, "us_per_token_p90": 7e5, "repeats": 3}]}'"#,
+    );
+    let report = json_of(with_peer(&root, &path, "/bin/sh"));
+    let rows = &report["models"][0]["rows"];
+    let systems: Vec<_> =
+        rows.as_array().unwrap().iter().map(|row| row["system"].as_str().unwrap()).collect();
+    assert_eq!(systems, ["touchstone", "pytorch eager", "pytorch compiled sdpa", "touchstone"]);
+    let ratio = rows[2]["times_ours"].as_f64().unwrap() * rows[0]["median"].as_f64().unwrap();
+    assert!((ratio - 4e5).abs() < 1.0 && rows[2]["p90"] == 7e5 && rows[2]["measure"] == "decode", "{rows}");
+    assert!(rows[1]["bandwidth_share"].is_null(), "our share of the bandwidth is not the peer's");
+    let asked = format!(
+        "--config {path} --device cpu --dtypes f32 --modes eager --new-tokens 39 --repeats 3 --temperature 0.8 --top-k 40"
+    );
+    assert_eq!(report["models"][0]["peers"]["device"], asked);
+}
+
+/// Without this, a run without PyTorch would look like one in which PyTorch was not asked for.
+#[test]
+fn peers_that_cannot_run_exit_with_2() {
+    let (_folder, path) = written(&config());
+    let failing = root_with_peer("exit 1");
+    refused(
+        with_peer(&failing, &path, "/bin/sh"),
+        2,
+        &["--peers: /bin/sh benches/peers/decode.py: exit status: 1"],
+    );
+    refused(with_peer(&failing, &path, "/absent/python"), 2, &["/absent/python", "cannot be started"]);
+    let silent = root_with_peer("true");
+    refused(with_peer(&silent, &path, "/bin/sh"), 2, &["prints no report"]);
+}
+
+/// Without this, the time of a program that never answered could be reported.
+#[test]
+fn cold_start_times_the_program_beside_it() {
+    let small = repository().join("models/shakespeare-char-small");
+    let program = Path::new(env!("CARGO_BIN_EXE_touchstone"));
+    // On the same file system as the program, which is there under a second name.
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let copy = folder.path().join("touchstone");
+    fs::hard_link(program, &copy).unwrap();
+    let command = || bench(&copy, &["--model", small.to_str().unwrap(), "--measure", "cold-start", "--json"]);
+    refused(command(), 2, &["cold-start: ", "prompt: cannot be started"]);
+    symlink("/bin/false", folder.path().join("prompt")).unwrap();
+    refused(command(), 2, &["cold-start: ", "prompt: exit status: 1"]);
+    fs::remove_file(folder.path().join("prompt")).unwrap();
+    symlink("/bin/echo", folder.path().join("prompt")).unwrap();
+    let report = json_of(command());
+    let rows = report["models"][0]["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), &rows[0]["measure"], &rows[0]["repeats"]), (1, &json!("cold-start"), &json!(3)));
+    assert!(rows[0]["median"].as_f64().unwrap() > 100.0, "a process takes longer than 0.1 ms: {}", rows[0]);
+}
+
+/// Names of the elements of an XML text, which must be nested rightly and hold no stray `<` or `&`.
+fn elements(text: &str) -> Vec<String> {
+    let (mut open, mut names) = (Vec::new(), Vec::new());
+    for part in text.split('<').skip(1) {
+        let (tag, content) = part.split_once('>').unwrap_or_else(|| panic!("no end of tag in {part:?}"));
+        let known =
+            ["&amp;", "&lt;", "&gt;"].iter().map(|entity| content.matches(entity).count()).sum::<usize>();
+        assert_eq!(content.matches('&').count(), known, "a stray & in {content:?}");
+        assert_eq!(tag.matches('"').count() % 2, 0, "an open attribute in {tag:?}");
+        match tag.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop().as_deref(), Some(name), "closes what is not open"),
+            None => {
+                let name = tag.split([' ', '/']).next().unwrap().to_owned();
+                names.push(name.clone());
+                if !tag.ends_with('/') {
+                    open.push(name);
+                }
+            }
+        }
+    }
+    assert_eq!(open, Vec::<String>::new(), "left open");
+    names
+}
+
+/// Without this, a folder's name could break the picture, or a model be missing from it.
+#[test]
+fn the_picture_is_well_formed_and_has_a_point_for_each_model() {
+    let (folder, path) = written(&config());
+    let mut larger = config();
+    larger["hidden_size"] = json!(64);
+    let (_larger, second) = written(&larger);
+    let svg = folder.path().join("x.svg");
+    let arguments =
+        ["--config", &path, "--config", &second, "--measure", "decode", "--svg", svg.to_str().unwrap()];
+    let (code, _, stderr) = run(&arguments);
+    assert_eq!(code, 0, "{stderr}");
+    let text = fs::read_to_string(svg).unwrap();
+    let names = elements(&text);
+    let count = |name: &str| names.iter().filter(|found| *found == name).count();
+    // A point a model and one in the legend; the limit is one line.
+    assert_eq!((names[0].as_str(), count("circle"), count("polyline")), ("svg", 3, 1), "{text}");
+    assert_eq!(text.matches("bandwidth limit").count(), 1);
+    assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+}
