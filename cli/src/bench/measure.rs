@@ -27,6 +27,9 @@ const STRETCH: usize = 100;
 /// At most so many stretches before the last are shown.
 const STRETCHES_MAX: usize = 9;
 
+/// Measurements of the bandwidth, of which the best counts.
+const BANDWIDTH_LOOKS: usize = 5;
+
 /// What a measurement needs to know.
 pub struct Bench<'a, D: Device> {
     /// Where it runs.
@@ -151,6 +154,12 @@ fn timed(repeats: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<Dura
             Ok(began.elapsed())
         })
         .collect()
+}
+
+/// Bytes a second that the device can read of a working set of this many: the best of several looks, since another program may be on the
+/// CPU during one.
+pub fn bandwidth<D: Device>(device: &D, working_set_bytes: usize) -> Option<f64> {
+    (0..BANDWIDTH_LOOKS).filter_map(|_| device.bandwidth(working_set_bytes)).reduce(f64::max)
 }
 
 /// Width and starts of stretches over `count` tokens that do not overlap: from the first on, and the last.

@@ -21,7 +21,7 @@ pub use args::BenchArgs;
 
 use crate::exit::{Outcome, complain, print};
 use args::Measure;
-use measure::Bench;
+use measure::{Bench, bandwidth};
 use report::Section;
 use subject::{Origin, Subject};
 
@@ -130,7 +130,7 @@ impl Job for Run<'_> {
         let repeats = args.repeats.get();
         let mut bench = Bench { device: &mut device, subject, new_tokens, repeats };
         let token_bytes = bench.token_bytes();
-        let limit_bytes_per_s = bench.device.bandwidth(token_bytes);
+        let limit_bytes_per_s = bandwidth(bench.device, token_bytes);
         let mut rows = Vec::new();
         for &measure in &args.measure {
             progress(format_args!("{}, {dtype}: {}", subject.name, measure.name()));

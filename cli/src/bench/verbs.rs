@@ -13,6 +13,7 @@ use touchstone_runtime::modules::LayerCache;
 use touchstone_runtime::plan::{self, Entry, Kind};
 
 use super::args::Measure;
+use super::measure::bandwidth;
 use super::row::Row;
 use super::subject::Subject;
 
@@ -104,7 +105,7 @@ fn attention<D: Device>(device: &mut D, subject: &Subject, repeats: usize) -> Re
 
 /// A row whose call reads `bytes`; `copies` of them are read in turn.
 fn row<D: Device>(device: &D, at: String, times: &Times, bytes: usize, copies: usize) -> Row {
-    let limit = device.bandwidth(bytes * copies);
+    let limit = bandwidth(device, bytes * copies);
     Row::new(Measure::Verbs, at, "us a call", &times.each, times.calls).bytes(bytes, limit)
 }
 
