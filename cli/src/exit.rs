@@ -23,7 +23,7 @@ impl Outcome {
 Exit codes:
     0  everything passed
     1  a comparison failed
-    2  usage, or input that cannot be used or is not checked: never a pass
+    2  usage, or input or a peer that cannot be used, or input that is not checked: never a pass
     3  no GPU, where one was asked for";
 
     /// Both: a failure outweighs what could not be found out, and that outweighs a pass.

@@ -43,7 +43,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PATH", default_value = "python3", env = "TOUCHSTONE_PYTHON")]
     pub python: PathBuf,
     /// Modes of --peers, as decode.py calls them [default: eager; on a GPU eager,compiled]
-    #[arg(long, value_name = "MODES")]
+    #[arg(long, value_name = "MODES", requires = "peers")]
     pub peer_modes: Option<String>,
     /// Print everything as one JSON object
     #[arg(long)]

@@ -80,6 +80,9 @@ pub fn run(
     }
     let answer: Answer =
         serde_json::from_slice(&output.stdout).map_err(|error| stop(format!("prints no report: {error}")))?;
+    if answer.rows.is_empty() {
+        return Err(stop("prints a report without rows".into()));
+    }
     let rows = answer.rows.iter().map(|peer| beside(ours, peer)).collect();
     Ok(Peers { environment: answer.environment, rows })
 }

@@ -93,8 +93,8 @@ fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     let header = [
-        "measure", "at", "system", "median", "p90", "unit", "of", "tokens/s", "GFLOP/s", "GB/s", "of limit",
-        "ratio",
+        "measure", "at", "system", "median", "p90", "unit", "runs", "tokens/s", "GFLOP/s", "GB/s",
+        "of limit", "ratio",
     ];
     table.set_header(header);
     for column in [3, 4, 6, 7, 8, 9, 10] {

@@ -88,3 +88,22 @@ pub fn pass_flops(config: &Config, time: usize) -> f64 {
     let attention = 2.0 * c * t * (t + 1.0) / 2.0;
     2.0 * (config.num_hidden_layers as f64 * (products + attention) + c * config.vocab_size as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use touchstone_runtime::Config;
+
+    use super::pass_flops;
+
+    /// Without this, a speed in GFLOP/s could count a multiplication and its addition as one, or forget attention.
+    #[test]
+    fn flops_are_those_counted_by_hand() {
+        let text = r#"{"vocab_size": 5, "max_position_embeddings": 9, "hidden_size": 2, "num_attention_heads": 1,
+            "intermediate_size": 3, "num_hidden_layers": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+            "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}"#;
+        let config = Config::parse(text, "config.json".as_ref()).unwrap();
+        // A block and position: q, k, v, out of 2 x 2 and up, down of 2 x 3. Its keys and values: 1 visible position, then 2.
+        let block = 2 * (4 * 4 + 2 * 6) + 2 * 2 * (1 + 2);
+        assert_eq!(pass_flops(&config, 2), 2.0 * f64::from(4 * block + 2 * 5));
+    }
+}

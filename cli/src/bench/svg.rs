@@ -1,5 +1,5 @@
 //! The picture of `--svg`: µs a token against the bytes that a token must read, both logarithmic, and the line below which no
-//! device of this bandwidth can come.
+//! device of this bandwidth can come. A peer stands above ours, at the bytes that ours must read.
 
 use super::args::Measure;
 use super::report::Section;
