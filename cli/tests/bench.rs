@@ -157,6 +157,19 @@ fn the_default_model_is_found() {
     assert_eq!(report["models"][0]["model"], "shakespeare-char");
 }
 
+/// Without this, a report of several configs could leave a model without a name.
+#[test]
+fn a_config_is_named_by_its_folder() {
+    let (folder, path) = written(&config());
+    for given in [path.as_str(), "config.json", "./config.json"] {
+        let arguments = ["--config", given, "--json", "--measure", "decode", "--new-tokens", "1"];
+        let mut command = bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), &arguments);
+        command.current_dir(folder.path());
+        let name = folder.path().file_name().unwrap().to_str().unwrap();
+        assert_eq!(json_of(command)["models"][0]["model"], name, "{given}");
+    }
+}
+
 /// Without this, a model whose numbers are no numbers would be timed, and look fast.
 #[test]
 fn a_model_that_fails_its_check_exits_with_1() {

@@ -52,11 +52,14 @@ impl Subject {
     }
 
     fn random(path: &Path) -> Result<Self> {
+        let config = Config::load(path)?;
+        // `config.json` alone has no folder in its name.
+        let full = path.canonicalize().unwrap_or_else(|_| path.into());
         Ok(Self {
-            name: folder_name(path.parent().unwrap_or(path)),
-            config: Config::load(path)?,
+            name: folder_name(full.parent().unwrap_or(&full)),
             origin: Origin::Config(path.into()),
-            source: Box::new(RandomWeights::new(WEIGHTS_SEED)),
+            source: Box::new(RandomWeights::new(WEIGHTS_SEED).stored(config.dtype)),
+            config,
         })
     }
 
