@@ -4,9 +4,9 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use rayon::prelude::*;
 
 use crate::config::StoredDtype;
+use crate::threads::{pieces, share};
 use crate::{Backend, Cuda, Error, Host, Result, generate};
 
 /// `--device`.
@@ -188,28 +188,30 @@ impl Gpu {
     }
 }
 
-/// Reads a buffer of `bytes` over and over, with every thread and then with one: the best pass counts. A buffer of the model's own
-/// size, because a small model lives in the CPU's caches, where one thread may be faster than all; up to [`BUFFER_BYTES_MAX`].
+/// Reads a buffer of `bytes` over and over, shared among threads as a model's weights are: the best pass counts. A buffer of the
+/// model's own size, because a small model lives in the CPU's caches; up to [`BUFFER_BYTES_MAX`].
 fn measure_read_bandwidth(bytes: usize) -> f64 {
     let arch = pulp::Arch::new();
-    let sum = |chunk: &[u64]| arch.dispatch(|| chunk.iter().sum::<u64>());
-    let buffer = vec![1u64; (bytes.min(BUFFER_BYTES_MAX) / size_of::<u64>()).max(1)];
-    let together = best_of(|| buffer.par_chunks(1 << 14).map(sum).sum());
-    let alone = best_of(|| sum(&buffer));
-    size_of_val(&buffer[..]) as f64 / together.min(alone).as_secs_f64()
+    let mut buffer = vec![1u64; (bytes.min(BUFFER_BYTES_MAX) / size_of::<u64>()).max(1)];
+    let bytes = size_of_val(&buffer[..]);
+    let best = best_of(|| {
+        share([&mut buffer], 64, pieces(bytes), &|_, [chunk]| {
+            std::hint::black_box(arch.dispatch(|| chunk.iter().sum::<u64>()));
+        });
+    });
+    bytes as f64 / best.as_secs_f64()
 }
 
 /// More than any CPU caches: a larger buffer is not read at another speed.
 const BUFFER_BYTES_MAX: usize = 1 << 30;
 
-/// The shortest pass within a fortieth of a second, and of three at least, since the first meets cold pages. Passes of different
-/// kinds must not alternate: each would find the other's caches.
-fn best_of(pass: impl Fn() -> u64) -> Duration {
+/// The shortest pass within a twentieth of a second, and of three at least, since the first meets cold pages.
+fn best_of(mut pass: impl FnMut()) -> Duration {
     let began = Instant::now();
     let mut times = Vec::new();
-    while times.len() < 3 || began.elapsed() < Duration::from_millis(25) {
+    while times.len() < 3 || began.elapsed() < Duration::from_millis(50) {
         let began = Instant::now();
-        std::hint::black_box(pass());
+        pass();
         times.push(began.elapsed());
     }
     times.into_iter().min().unwrap_or_default()
