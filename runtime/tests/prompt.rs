@@ -183,6 +183,7 @@ fn wrong_usage_exits_with_2_and_names_the_thing() {
     case(&["a", "--dtype", "f16"], &["--dtype", "f16", "f32", "bf16"]);
     case(&["a", "--dtype", "bf16"], &["dtype: is bf16, expected f32 or auto on the CPU"]);
     case(&["a", "--seed", "-1"], &["--seed"]);
+    case(&["a", "--threads", "0"], &["--threads"]);
     case(&["a", "--file", "x"], &["--file"]);
     case(&["a", "--frobnicate"], &["--frobnicate"]);
     case(&["--frobnicate"], &["--frobnicate"]);
@@ -269,6 +270,10 @@ fn the_trained_model_writes_what_its_card_quotes() {
         .and_then(|rest| rest.split("\n```").next())
         .expect("the card quotes a text");
     let tokens = (quoted.chars().count() + 1).to_string();
-    // The card quotes the text without the line end that it begins with.
-    assert_eq!(text(prompt(&dir, &["\n", "--greedy", "--max-new-tokens", &tokens])), format!("\n{quoted}"));
+    // However many threads share its work.
+    for threads in ["1", "2", "5"] {
+        let command = prompt(&dir, &["\n", "--greedy", "--threads", threads, "--max-new-tokens", &tokens]);
+        // The card quotes the text without the line end that it begins with.
+        assert_eq!(text(command), format!("\n{quoted}"), "{threads} threads");
+    }
 }

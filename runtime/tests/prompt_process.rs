@@ -114,6 +114,28 @@ fn ctrl_c_in_a_session_stops_the_continuation_only() {
     assert_eq!(wait(&mut child), Some(0));
 }
 
+/// Without this, a user who keeps a processor for something else could be given all of them, or one who asks for more none of them.
+#[cfg(target_os = "linux")]
+#[test]
+fn as_many_threads_work_as_were_asked_for() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/shakespeare-char-small");
+    if !dir.exists() {
+        return eprintln!("not checked: {} is not there", dir.display());
+    }
+    for threads in [1, 3] {
+        let asked = threads.to_string();
+        let arguments = ["ROMEO:", "--threads", &asked, "--max-new-tokens", "4000000000"];
+        let mut child = prompt(&dir, &arguments).spawn().unwrap();
+        // The first tokens may come before there was work for several.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        let there = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // One more waits for signals.
+        assert_eq!(there, threads + 1);
+    }
+}
+
 /// Without this, `prompt … | head` would end in a panic.
 #[test]
 fn a_closed_pipe_ends_the_program_quietly() {

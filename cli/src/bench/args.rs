@@ -24,6 +24,9 @@ pub struct BenchArgs {
     /// Working precisions; auto is the one the weights are stored in. The CPU computes in f32
     #[arg(long, value_delimiter = ',', default_value = "auto", env = "TOUCHSTONE_DTYPE")]
     pub dtype: Vec<DtypeChoice>,
+    /// Threads that share the CPU's work, ours and the peers' [default: one a processor]
+    #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS")]
+    pub threads: Option<NonZeroUsize>,
     /// What to measure
     #[arg(long, value_delimiter = ',', default_value = "decode,prefill")]
     pub measure: Vec<Measure>,

@@ -43,11 +43,10 @@ pub struct Bench<'a, D: Device> {
 }
 
 impl<D: Device> Bench<'_, D> {
-    /// Generation of one sequence: µs a token, set against a device that can read `limit_bytes_per_s`.
-    pub fn decode(&mut self, limit_bytes_per_s: Option<f64>) -> Result<Row> {
+    /// Generation of one sequence: µs a token.
+    pub fn decode(&mut self) -> Result<Row> {
         let times = self.generations(1)?;
-        let row = Row::new(Measure::Decode, self.size(), "us a token", &times, self.new_tokens);
-        Ok(row.tokens(1).bytes(self.token_bytes(), limit_bytes_per_s))
+        Ok(Row::new(Measure::Decode, self.size(), "us a token", &times, self.new_tokens).tokens(1))
     }
 
     /// Bytes that a token of [`Bench::decode`] must read. Over these tokens, the cache holds half of them on average.

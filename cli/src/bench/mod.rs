@@ -14,8 +14,8 @@ mod verbs;
 use std::fmt::Display;
 use std::num::NonZeroUsize;
 
-use touchstone_runtime::Error;
 use touchstone_runtime::device::{Device, Job, dispatch};
+use touchstone_runtime::{Error, threads};
 
 pub use args::BenchArgs;
 
@@ -62,6 +62,9 @@ pub fn run(args: &BenchArgs) -> Outcome {
 /// Every model in every precision. Nothing is reported unless all of it can be.
 fn measure_all(args: &BenchArgs) -> Result<Vec<Section>, Stop> {
     args.check()?;
+    if let Some(count) = args.threads {
+        threads::limit(count.get());
+    }
     let subjects = Subject::all(args)?;
     let mut sections = Vec::new();
     for subject in &subjects {
@@ -130,12 +133,18 @@ impl Job for Run<'_> {
         let repeats = args.repeats.get();
         let mut bench = Bench { device: &mut device, subject, new_tokens, repeats };
         let token_bytes = bench.token_bytes();
-        let limit_bytes_per_s = bandwidth(bench.device, token_bytes);
+        let mut limit_bytes_per_s = bandwidth(bench.device, token_bytes);
         let mut rows = Vec::new();
         for &measure in &args.measure {
             progress(format_args!("{}, {dtype}: {}", subject.name, measure.name()));
             match (measure, &subject.origin) {
-                (Measure::Decode, _) => rows.push(bench.decode(limit_bytes_per_s)?),
+                (Measure::Decode, _) => {
+                    let row = bench.decode()?;
+                    // Before and after: what else uses the machine comes and goes.
+                    let after = bandwidth(bench.device, token_bytes);
+                    limit_bytes_per_s = limit_bytes_per_s.into_iter().chain(after).reduce(f64::max);
+                    rows.push(row.bytes(token_bytes, limit_bytes_per_s));
+                }
                 (Measure::Context, _) => rows.extend(bench.context()?),
                 (Measure::Batch, _) => {
                     for batch in &args.batches {

@@ -63,6 +63,9 @@ pub fn run(
         Origin::Config(path) => command.arg("--config").arg(path),
     };
     command.args(["--device", kind, "--dtypes", dtype]);
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
     command.args(["--modes", args.peer_modes.as_deref().unwrap_or(default_modes)]);
     command.args(["--new-tokens", &new_tokens.to_string(), "--repeats", &args.repeats.to_string()]);
     command.args([

@@ -11,9 +11,7 @@ use super::{Float, Weight};
 use crate::backend::LinearShape;
 use crate::threads::{pieces, share};
 
-/// Rows from which on a product is shared among threads by rows. Fewer wait for memory together.
-const SHARED_ROWS_MIN: usize = 16;
-/// Rows that a thread takes a multiple of, and outputs that it does: no tile is cut.
+/// Outputs that a thread takes a multiple of, where a product of one row is shared: no tile is cut.
 pub(super) const UNIT: usize = 8;
 
 /// y = x · weightᵀ + bias.
@@ -32,14 +30,16 @@ pub(super) fn linear<T: Float>(
     let y = front_mut("linear: y", y, rows * outputs);
     let x = front("linear: x", x, rows * inputs);
     let layer = Layer::new(weight, bias, shape);
-    match rows {
-        1 => share([y], UNIT, pieces(layer.bytes()), &|first, [y]| layer.outputs_from(arch, first, y, x)),
-        SHARED_ROWS_MIN.. => share([y], UNIT * outputs, pieces(rows * layer.bytes()), &|first, [y]| {
-            let row = first / outputs;
-            layer.product(arch, y, &x[row * inputs..], 0..outputs);
-        }),
-        _ => layer.product(arch, y, x, 0..outputs),
+    let pieces = pieces(rows * layer.bytes());
+    if rows == 1 {
+        return share([y], UNIT, pieces, &|first, [y]| layer.outputs_from(arch, first, y, x));
     }
+    // Of many rows a thread takes whole tiles; few are better shared evenly.
+    let unit = if rows < 2 * UNIT { 1 } else { UNIT };
+    share([y], unit * outputs, pieces, &|first, [y]| {
+        let row = first / outputs;
+        layer.product(arch, y, &x[row * inputs..], 0..outputs);
+    });
 }
 
 /// A weight and its bias, of shapes that were looked at.
@@ -119,7 +119,12 @@ impl<T: Float, B: Block<T>> Product<'_, T, B> {
             for row in (0..rows - rows % M).step_by(M) {
                 self.tile::<S, M, N>(simd, row, output);
             }
-            for row in rows - rows % M..rows {
+            let mut row = rows - rows % M;
+            if M > 2 && rows - row >= 2 {
+                self.tile::<S, 2, N>(simd, row, output);
+                row += 2;
+            }
+            if row < rows {
                 self.tile::<S, 1, N>(simd, row, output);
             }
         }

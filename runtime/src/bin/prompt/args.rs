@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::io::{self, IsTerminal, Read};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -32,6 +33,9 @@ pub struct Args {
     /// Working precision; auto is the one the weights are stored in. The CPU computes in f32
     #[arg(long, default_value = "auto", env = "TOUCHSTONE_DTYPE")]
     pub dtype: DtypeChoice,
+    /// Threads that share the CPU's work [default: one a processor]
+    #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS")]
+    pub threads: Option<NonZeroUsize>,
     /// Tokens to generate. The default leaves a short prompt within the trained models' context of 256; past the context the window
     /// slides, and every token takes a pass over all of it
     #[arg(long, value_name = "N", default_value_t = 240, env = "TOUCHSTONE_MAX_NEW_TOKENS")]

@@ -11,6 +11,7 @@ use touchstone_runtime::generate::{self, Generator, Request, Timings};
 use touchstone_runtime::locate;
 use touchstone_runtime::model::Model;
 use touchstone_runtime::sampling::Sampling;
+use touchstone_runtime::threads;
 use touchstone_runtime::tokenizer::Tokenizer;
 use touchstone_runtime::weights::Checkpoint;
 
@@ -24,6 +25,9 @@ use crate::{Failure, interactive, interrupt, say};
 pub fn run(args: &Args) -> Result<(), Failure> {
     let began = Instant::now();
     args.check_counts()?;
+    if let Some(count) = args.threads {
+        threads::limit(count.get());
+    }
     let sampling = args.sampling(args.seed.unwrap_or_else(random_seed))?;
     let input = args.input()?;
     let dir = match &args.model {
