@@ -196,10 +196,27 @@ fn measure_read_bandwidth(bytes: usize) -> f64 {
     let bytes = size_of_val(&buffer[..]);
     let best = best_of(|| {
         share([&mut buffer], 64, pieces(bytes), &|_, [chunk]| {
-            std::hint::black_box(arch.dispatch(|| chunk.iter().sum::<u64>()));
+            std::hint::black_box(arch.dispatch(|| sum(chunk)));
         });
     });
     bytes as f64 / best.as_secs_f64()
+}
+
+/// Σ x, read as eight streams side by side, as a product's tile of weights is: one stream does not keep the memory busy.
+#[inline(always)]
+fn sum(x: &[u64]) -> u64 {
+    const STREAMS: usize = 8;
+    let (lines, _) = x.as_chunks::<8>();
+    let each = lines.len() / STREAMS;
+    let mut sums = [[0u64; 8]; STREAMS];
+    for i in 0..each {
+        for (stream, sums) in sums.iter_mut().enumerate() {
+            for (sum, x) in sums.iter_mut().zip(lines[stream * each + i]) {
+                *sum = sum.wrapping_add(x);
+            }
+        }
+    }
+    sums.as_flattened().iter().sum()
 }
 
 /// More than any CPU caches: a larger buffer is not read at another speed.

@@ -8,9 +8,12 @@ use super::row::{OURS, Row};
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 480.0;
 /// Left, right, top and bottom of the plot.
-const PLOT: [f64; 4] = [80.0, WIDTH - 170.0, 60.0, HEIGHT - 60.0];
+const PLOT: [f64; 4] = [80.0, WIDTH - 200.0, 60.0, HEIGHT - 60.0];
 /// In the order in which systems appear.
 const COLOURS: [&str; 6] = ["#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#e8a800", "#495057"];
+
+/// The line of the limit.
+const DASHED: &str = "fill=\"none\" stroke=\"#868e96\" stroke-dasharray=\"6 4\"";
 
 /// One system's time on one model.
 struct Point<'a> {
@@ -71,13 +74,14 @@ pub fn latency_by_size(sections: &[Section]) -> String {
         body += &dot(point, &systems, &x, &y);
     }
     for (index, system) in systems.iter().enumerate() {
-        let (y, colour) = (top + 10.0 + 20.0 * index as f64, COLOURS[index % COLOURS.len()]);
-        body += &format!(
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{colour}\"/>\n",
-            right + 16.0,
-            y - 4.0
-        );
-        body += &text(right + 26.0, y, "start", system);
+        let (cy, colour) = (legend_y(index), COLOURS[index % COLOURS.len()]);
+        body += &format!("<circle cx=\"{:.1}\" cy=\"{cy:.1}\" r=\"5\" fill=\"{colour}\"/>\n", right + 24.0);
+        body += &text(right + 38.0, cy + 4.0, "start", system);
+    }
+    if !limits.is_empty() {
+        let y = legend_y(systems.len());
+        body += &format!("<path d=\"M{:.1} {y:.1}h24\" {DASHED}/>\n", right + 12.0);
+        body += &text(right + 38.0, y + 4.0, "start", "bandwidth limit");
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
@@ -108,11 +112,12 @@ fn limit_line(limits: &[(f64, f64)], x: &Scale, y: &Scale) -> String {
     let all = [&ends[..1], limits, &ends[1..]].concat();
     let path: Vec<String> =
         all.iter().map(|&(bytes, us)| format!("{:.1},{:.1}", x.at(bytes), y.at(us))).collect();
-    let label = text(x.at(ends[1].0) - 6.0, y.at(ends[1].1) + 16.0, "end", "bandwidth limit");
-    format!(
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"#868e96\" stroke-dasharray=\"6 4\"/>\n{label}",
-        path.join(" ")
-    )
+    format!("<polyline points=\"{}\" {DASHED}/>\n", path.join(" "))
+}
+
+/// Where entry number `index` of the legend stands.
+fn legend_y(index: usize) -> f64 {
+    PLOT[2] + 6.0 + 20.0 * index as f64
 }
 
 /// A point; ours is larger, and carries the model's name.
@@ -124,7 +129,10 @@ fn dot(point: &Point<'_>, systems: &[&str], x: &Scale, y: &Scale) -> String {
     let radius = if ours { 6 } else { 5 };
     let name = format!("{}, {}", section.model, section.dtype);
     let what = format!("{name}: {}: {:.1} us a token", row.system, row.median);
-    let label = if ours { text(cx, cy + 20.0, "middle", &name) } else { String::new() };
+    // Towards the middle, where there is room.
+    let [left, right, ..] = PLOT;
+    let (anchor, aside) = if cx < f64::midpoint(left, right) { ("start", 10.0) } else { ("end", -10.0) };
+    let label = if ours { text(cx + aside, cy + 18.0, anchor, &name) } else { String::new() };
     let title = escape(&what);
     format!(
         "<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius}\" fill=\"{colour}\"><title>{title}</title></circle>\n{label}"
