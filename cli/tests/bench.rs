@@ -201,8 +201,17 @@ fn unusable_input_exits_with_2_and_is_named() {
     refuses(&["--model", "absent"], 2, &["cannot read absent/config.json: "]);
     refuses(&["--config", &path, "--new-tokens", "40"], 2, &["--new-tokens", "40", "at most 39"]);
     refuses(&["--config", &path, "--dtype", "bf16"], 2, &["dtype: is bf16"]);
-    let unwritable = ["--config", &path, "--measure", "decode", "--svg", "/proc/absent/x.svg"];
-    refuses(&unwritable, 2, &["/proc/absent/x.svg", "cannot be written"]);
+}
+
+/// Without this, minutes of measuring could be lost to a mistyped path.
+#[test]
+fn a_picture_that_cannot_be_written_does_not_cost_the_figures() {
+    let (_folder, path) = written(&config());
+    let (code, stdout, stderr) =
+        run(&["--config", &path, "--measure", "decode", "--svg", "/proc/absent/x.svg"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stdout.contains("decode"), "{stdout}");
+    assert!(stderr.contains("/proc/absent/x.svg: cannot be written"), "{stderr}");
 }
 
 /// Without this, a pair of options that cannot work together would be found out after minutes of timing, or never.

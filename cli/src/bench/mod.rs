@@ -49,21 +49,25 @@ impl From<Error> for Stop {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Outcome {
-    match measure_all(args).and_then(|sections| draw(args, &sections).map(|()| sections)) {
-        Ok(sections) if args.json => print(&report::as_json(&sections)),
-        Ok(sections) => print(&report::as_text(&sections)),
-        Err(Stop { outcome, problem }) => {
-            complain(problem);
-            outcome
-        }
-    }
+    let told = measure_all(args).map(|sections| {
+        let printed = match args.json {
+            true => print(&report::as_json(&sections)),
+            false => print(&report::as_text(&sections)),
+        };
+        // The figures are out by now: a picture that cannot be written does not cost them.
+        draw(args, &sections).map(|()| printed)
+    });
+    told.flatten().unwrap_or_else(|Stop { outcome, problem }| {
+        complain(problem);
+        outcome
+    })
 }
 
 /// Every model in every precision. Nothing is reported unless all of it can be.
 fn measure_all(args: &BenchArgs) -> Result<Vec<Section>, Stop> {
     args.check()?;
     if let Some(count) = args.threads {
-        threads::limit(count.get());
+        threads::limit(count.into());
     }
     let subjects = Subject::all(args)?;
     let mut sections = Vec::new();
