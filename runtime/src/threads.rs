@@ -1,5 +1,5 @@
-//! Work shared among threads: the caller and a pool that is made at the first need. The pool's threads spin for about a tenth of a
-//! millisecond after their last work, so that the next operation of a pass finds them awake, and then sleep.
+//! Work shared among threads: the caller and a pool that is made at the first need. The pool's threads spin for some tens of
+//! microseconds after their last work, so that the next operation of a pass finds them awake, and then sleep.
 
 use std::sync::{LazyLock, OnceLock};
 
@@ -7,6 +7,9 @@ use micropool::{ThreadPool, ThreadPoolBuilder};
 
 /// Less work than this, in bytes read, is done before another thread would have begun.
 const PIECE_BYTES_MIN: usize = 64 << 10;
+
+/// More threads than any machine has use for; a program refuses to be asked for more.
+pub const COUNT_MAX: u16 = 1024;
 
 static COUNT: OnceLock<usize> = OnceLock::new();
 static POOL: LazyLock<ThreadPool> =

@@ -183,7 +183,8 @@ fn wrong_usage_exits_with_2_and_names_the_thing() {
     case(&["a", "--dtype", "f16"], &["--dtype", "f16", "f32", "bf16"]);
     case(&["a", "--dtype", "bf16"], &["dtype: is bf16, expected f32 or auto on the CPU"]);
     case(&["a", "--seed", "-1"], &["--seed"]);
-    case(&["a", "--threads", "0"], &["--threads"]);
+    case(&["a", "--threads", "0"], &["--threads", "1..=1024"]);
+    case(&["a", "--threads", "1000000"], &["--threads", "1..=1024"]);
     case(&["a", "--file", "x"], &["--file"]);
     case(&["a", "--frobnicate"], &["--frobnicate"]);
     case(&["--frobnicate"], &["--frobnicate"]);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use touchstone_runtime::device::{DeviceChoice, DtypeChoice};
+use touchstone_runtime::threads::COUNT_MAX;
 
 use super::Stop;
 
@@ -25,8 +26,8 @@ pub struct BenchArgs {
     #[arg(long, value_delimiter = ',', default_value = "auto", env = "TOUCHSTONE_DTYPE")]
     pub dtype: Vec<DtypeChoice>,
     /// Threads that share the CPU's work, ours and the peers' [default: one a processor]
-    #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS")]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS", value_parser = clap::value_parser!(u16).range(1..=COUNT_MAX.into()))]
+    pub threads: Option<u16>,
     /// What to measure
     #[arg(long, value_delimiter = ',', default_value = "decode,prefill")]
     pub measure: Vec<Measure>,

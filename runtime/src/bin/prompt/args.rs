@@ -1,12 +1,12 @@
 //! The command line.
 
 use std::io::{self, IsTerminal, Read};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Parser;
 use touchstone_runtime::device::{DeviceChoice, DtypeChoice};
 use touchstone_runtime::sampling::Sampling;
+use touchstone_runtime::threads::COUNT_MAX;
 use touchstone_runtime::{Error, Result};
 
 /// Continue a text with a GPT.
@@ -34,8 +34,8 @@ pub struct Args {
     #[arg(long, default_value = "auto", env = "TOUCHSTONE_DTYPE")]
     pub dtype: DtypeChoice,
     /// Threads that share the CPU's work [default: one a processor]
-    #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS")]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS", value_parser = clap::value_parser!(u16).range(1..=COUNT_MAX.into()))]
+    pub threads: Option<u16>,
     /// Tokens to generate. The default leaves a short prompt within the trained models' context of 256; past the context the window
     /// slides, and every token takes a pass over all of it
     #[arg(long, value_name = "N", default_value_t = 240, env = "TOUCHSTONE_MAX_NEW_TOKENS")]

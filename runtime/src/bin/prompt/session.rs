@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let began = Instant::now();
     args.check_counts()?;
     if let Some(count) = args.threads {
-        threads::limit(count.get());
+        threads::limit(count.into());
     }
     let sampling = args.sampling(args.seed.unwrap_or_else(random_seed))?;
     let input = args.input()?;
