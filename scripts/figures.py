@@ -213,17 +213,17 @@ def sanitizer_cells(tool: str, found: Sanitizer | None) -> list[str]:
     if found is None:
         return ["", "", "", NOT_RUN]
     runs = found.suite.runs
-    passed, failures = (sum(getattr(run, name) for run in runs) for name in ("passed", "failed"))
+    failures = sum(run.failed for run in runs)
     said = [kind for kind, _ in found.summaries]
     quiet = all(set(re.findall(r"\d+", words)) == {"0"} for _, words in found.summaries)
     # A process a run, and each must have come to its end.
     problems = [f"no {kind.lower()}" for kind in SUMMARIES[tool] if said.count(kind) < max(1, len(runs))]
     problems += [] if quiet else ["errors"]
-    problems += [] if passed else ["no trial passed"]
+    problems += [] if found.passed else ["no trial passed"]
     problems += ["trials failed"] if failures else []
     problems += found.suite.aborted
     words = "; ".join(dict.fromkeys(f"{kind.lower()}: {words}" for kind, words in found.summaries))
-    return [str(passed), marked(failures), words, f"**FAILED**: {', '.join(problems)}" if problems else "clean"]
+    return [str(found.passed), marked(failures), words, f"**FAILED**: {', '.join(problems)}" if problems else "clean"]
 
 
 def memory(found: Memory | None) -> str:

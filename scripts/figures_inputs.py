@@ -24,6 +24,7 @@ OURS = "touchstone"
 NEW_TOKENS = 100
 
 RESULT = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored; .*?(\d+) filtered out", re.M)
+PASSED = re.compile(r"^test (.+?) +\.\.\. ok$", re.M)
 FAILURE = re.compile(r"^---- (.+) ----\n(.*)$", re.M)
 ABORTED = re.compile(r"^run \d+ of \d+(?= failed$)", re.M)
 COMPARED = re.compile(r"^(\d+) outputs compared, (\d+) failed", re.M)
@@ -129,6 +130,8 @@ class Sanitizer:
     """A tool's log: what it said at its end, and the suite that it watched."""
 
     summaries: tuple[tuple[str, str], ...]
+    # The different trials that passed: several processes may run one, each watching a part of it.
+    passed: int
     suite: Suite
 
 
@@ -281,7 +284,7 @@ def parse_suite(text: str) -> Suite:
 
 
 def parse_sanitizer(text: str) -> Sanitizer:
-    return Sanitizer(tuple(SUMMARY.findall(text)), parse_suite(text))
+    return Sanitizer(tuple(SUMMARY.findall(text)), len(set(PASSED.findall(text))), parse_suite(text))
 
 
 def parse_json(text: str) -> Any:
