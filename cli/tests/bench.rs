@@ -30,6 +30,10 @@ fn repository() -> PathBuf {
     std::env::current_dir().unwrap().parent().unwrap().to_owned()
 }
 
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_touchstone"))
+}
+
 /// `PROGRAM bench` on the CPU, far from this machine's settings.
 fn bench(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
@@ -49,7 +53,7 @@ fn outcome(mut command: Command) -> (i32, String, String) {
 }
 
 fn run(arguments: &[&str]) -> (i32, String, String) {
-    outcome(bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), arguments))
+    outcome(bench(program(), arguments))
 }
 
 /// The object that `--json` prints, of a run that must succeed.
@@ -59,21 +63,27 @@ fn json_of(command: Command) -> Value {
     serde_json::from_str(&stdout).unwrap()
 }
 
-/// Asserts that a run ends with this code, one complaint that holds all of `parts`, and no figures.
-fn refused(command: Command, code: i32, parts: &[&str]) {
+/// Asserts that a run ends with this code and one complaint that holds all of `parts`; what it printed before.
+fn stopped(command: Command, code: i32, parts: &[&str]) -> String {
     let shown = format!("{command:?}");
     let (found, stdout, stderr) = outcome(command);
-    assert_eq!((found, stdout.as_str()), (code, ""), "{shown}: {stderr}");
+    assert_eq!(found, code, "{shown}: {stderr}");
     let complaint =
         stderr.lines().find(|line| line.starts_with("touchstone: ") || line.starts_with("error: "));
     let complaint = complaint.unwrap_or_else(|| panic!("{shown}: no complaint in {stderr}"));
     for part in parts {
         assert!(complaint.contains(part), "{shown}: {part:?} is not in {complaint:?}");
     }
+    stdout
+}
+
+/// [`stopped`], without any figures.
+fn refused(command: Command, code: i32, parts: &[&str]) {
+    assert_eq!(stopped(command, code, parts), "");
 }
 
 fn refuses(arguments: &[&str], code: i32, parts: &[&str]) {
-    refused(bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), arguments), code, parts);
+    refused(bench(program(), arguments), code, parts);
 }
 
 /// Without this, a measurement that was asked for could be missing, and nobody would see that it was never made.
@@ -111,8 +121,7 @@ fn json_holds_positive_finite_figures_for_every_model() {
     let small = repository().join("models/shakespeare-char-small");
     let arguments = ["--model", small.to_str().unwrap(), "--config", &path, "--json", "--new-tokens", "20"];
     let measures = ["--measure", "decode,context,batch,prefill,verbs", "--batches", "2"];
-    let report =
-        json_of(bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), &[&arguments[..], &measures].concat()));
+    let report = json_of(bench(program(), &[&arguments[..], &measures].concat()));
     let models = report["models"].as_array().unwrap();
     let described: Vec<_> =
         models.iter().map(|model| (&model["weights"], &model["check"]["equal"])).collect();
@@ -150,10 +159,7 @@ fn json_holds_positive_finite_figures_for_every_model() {
 /// Without this, the command alone, as the README shows it, could fail for want of a model.
 #[test]
 fn the_default_model_is_found() {
-    let report = json_of(bench(
-        Path::new(env!("CARGO_BIN_EXE_touchstone")),
-        &["--json", "--measure", "decode", "--new-tokens", "2"],
-    ));
+    let report = json_of(bench(program(), &["--json", "--measure", "decode", "--new-tokens", "2"]));
     assert_eq!(report["models"][0]["model"], "shakespeare-char");
 }
 
@@ -163,16 +169,15 @@ fn a_config_is_named_by_its_folder() {
     let (folder, path) = written(&config());
     for given in [path.as_str(), "config.json", "./config.json"] {
         let arguments = ["--config", given, "--json", "--measure", "decode", "--new-tokens", "1"];
-        let mut command = bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), &arguments);
+        let mut command = bench(program(), &arguments);
         command.current_dir(folder.path());
         let name = folder.path().file_name().unwrap().to_str().unwrap();
         assert_eq!(json_of(command)["models"][0]["model"], name, "{given}");
     }
 }
 
-/// Without this, a model whose numbers are no numbers would be timed, and look fast.
-#[test]
-fn a_model_that_fails_its_check_exits_with_1() {
+/// A copy of the small model whose numbers are finite, and their products are not.
+fn overflowing() -> TempDir {
     let small = repository().join("models/shakespeare-char-small");
     let copy = tempfile::tempdir().unwrap();
     fs::copy(small.join("config.json"), copy.path().join("config.json")).unwrap();
@@ -183,8 +188,44 @@ fn a_model_that_fails_its_check_exits_with_1() {
         pair.copy_from_slice(&[0x00, 0x7f]);
     }
     fs::write(copy.path().join("model.safetensors"), bytes).unwrap();
-    let arguments = ["--model", copy.path().to_str().unwrap()];
+    copy
+}
+
+/// Without this, a model whose numbers are no numbers would be timed, and look fast.
+#[test]
+fn a_model_that_fails_its_check_exits_with_1() {
+    let wrong = overflowing();
+    let arguments = ["--model", wrong.path().to_str().unwrap()];
     refuses(&arguments, 1, &["nothing was timed", "the logits of token 1 are not finite"]);
+}
+
+/// The program under a second name, on the same file system, and no `prompt` beside it.
+fn without_prompt() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir_in(program().parent().unwrap()).unwrap();
+    let copy = folder.path().join("touchstone");
+    fs::hard_link(program(), &copy).unwrap();
+    (folder, copy)
+}
+
+/// Without this, minutes of measuring could be lost to a later model or measurement that cannot be.
+#[test]
+fn what_was_measured_is_told_where_something_later_fails() {
+    let (small, wrong) = (repository().join("models/shakespeare-char-small"), overflowing());
+    let [small, wrong] = [&small, wrong.path()].map(|path| path.to_str().unwrap());
+    let arguments =
+        ["--json", "--new-tokens", "5", "--measure", "decode", "--model", small, "--model", wrong];
+    let told = stopped(bench(program(), &arguments), 1, &["the logits of token 1 are not finite"]);
+    let models = &serde_json::from_str::<Value>(&told).unwrap()["models"];
+    assert!(models[0]["rows"][0]["measure"] == "decode" && models[1].is_null(), "{models}");
+    let (folder, copy) = without_prompt();
+    // Nothing was decoded when it stops: figures, but no picture, and no panic over one.
+    let svg = folder.path().join("x.svg");
+    let arguments =
+        ["--model", small, "--measure", "prefill,cold-start,decode", "--svg", svg.to_str().unwrap()];
+    assert!(
+        stopped(bench(&copy, &arguments), 2, &["prompt: cannot be started"]).contains("prefill  16 tokens")
+    );
+    assert!(!svg.exists());
 }
 
 /// Without this, a mistake in a config would be timed as another model, or end in a panic.
@@ -248,7 +289,7 @@ fn root_with_peer(script: &str) -> TempDir {
 fn with_peer(root: &TempDir, path: &str, python: &str) -> Command {
     let arguments =
         ["--config", path, "--measure", "decode,prefill", "--peers", "--python", python, "--json"];
-    let mut command = bench(Path::new(env!("CARGO_BIN_EXE_touchstone")), &arguments);
+    let mut command = bench(program(), &arguments);
     command.env("TOUCHSTONE_ROOT", root.path());
     command
 }
@@ -276,30 +317,31 @@ fn peers_stand_beside_our_decoding() {
     assert_eq!(report["models"][0]["peers"]["device"], asked);
 }
 
-/// Without this, a run without PyTorch would look like one in which PyTorch was not asked for.
+/// Without this, a run without PyTorch would look like one in which PyTorch was not asked for, or cost our own figures.
 #[test]
 fn peers_that_cannot_run_exit_with_2() {
     let (_folder, path) = written(&config());
-    let failing = root_with_peer("exit 1");
-    refused(
-        with_peer(&failing, &path, "/bin/sh"),
-        2,
-        &["--peers: /bin/sh benches/peers/decode.py: exit status: 1"],
-    );
-    refused(with_peer(&failing, &path, "/absent/python"), 2, &["/absent/python", "cannot be started"]);
-    let silent = root_with_peer("true");
-    refused(with_peer(&silent, &path, "/bin/sh"), 2, &["prints no report"]);
+    let stops = |script: &str, python: &str, parts: &[&str]| {
+        let root = root_with_peer(script);
+        let report: Value =
+            serde_json::from_str(&stopped(with_peer(&root, &path, python), 2, parts)).unwrap();
+        let model = &report["models"][0];
+        let measures: Vec<_> =
+            model["rows"].as_array().unwrap().iter().map(|row| (&row["measure"], &row["system"])).collect();
+        let ours = json!("touchstone");
+        assert_eq!(measures, [(&json!("decode"), &ours), (&json!("prefill"), &ours)]);
+        assert!(model["peers"].is_null());
+    };
+    stops("exit 1", "/bin/sh", &["--peers: /bin/sh benches/peers/decode.py: exit status: 1"]);
+    stops("exit 1", "/absent/python", &["/absent/python", "cannot be started"]);
+    stops("true", "/bin/sh", &["prints no report"]);
 }
 
 /// Without this, the time of a program that never answered could be reported.
 #[test]
 fn cold_start_times_the_program_beside_it() {
     let small = repository().join("models/shakespeare-char-small");
-    let program = Path::new(env!("CARGO_BIN_EXE_touchstone"));
-    // On the same file system as the program, which is there under a second name.
-    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
-    let copy = folder.path().join("touchstone");
-    fs::hard_link(program, &copy).unwrap();
+    let (folder, copy) = without_prompt();
     let command = || bench(&copy, &["--model", small.to_str().unwrap(), "--measure", "cold-start", "--json"]);
     refused(command(), 2, &["cold-start: ", "prompt: cannot be started"]);
     symlink("/bin/false", folder.path().join("prompt")).unwrap();

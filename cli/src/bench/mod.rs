@@ -47,42 +47,41 @@ impl From<Error> for Stop {
     }
 }
 
-/// Runs the command.
+/// Runs the command. What was measured is told, also where something later cannot be.
 pub fn run(args: &BenchArgs) -> Outcome {
-    let told = measure_all(args).map(|sections| {
-        let printed = match args.json {
-            true => print(&report::as_json(&sections)),
-            false => print(&report::as_text(&sections)),
-        };
-        // The figures are out by now: a picture that cannot be written does not cost them.
-        draw(args, &sections).map(|()| printed)
-    });
-    told.flatten().unwrap_or_else(|Stop { outcome, problem }| {
+    let mut sections = Vec::new();
+    let measured = measure_all(args, &mut sections);
+    sections.retain(|section| !section.rows.is_empty());
+    let (mut outcome, mut drawn) = (Outcome::Passed, Ok(()));
+    if !sections.is_empty() {
+        let report = if args.json { report::as_json(&sections) } else { report::as_text(&sections) };
+        outcome = print(&report);
+        drawn = draw(args, &sections);
+    }
+    for Stop { outcome: why, problem } in [measured, drawn].into_iter().filter_map(Result::err) {
         complain(problem);
-        outcome
-    })
+        outcome = outcome.and(why);
+    }
+    outcome
 }
 
-/// Every model in every precision. Nothing is reported unless all of it can be.
-fn measure_all(args: &BenchArgs) -> Result<Vec<Section>, Stop> {
+/// Every model in every precision, into `sections`, which hold what was measured also where this ends with an error.
+fn measure_all(args: &BenchArgs, sections: &mut Vec<Section>) -> Result<(), Stop> {
     args.check()?;
     if let Some(count) = args.threads {
         threads::limit(count.into());
     }
-    let subjects = Subject::all(args)?;
-    let mut sections = Vec::new();
-    for subject in &subjects {
+    for subject in &Subject::all(args)? {
         let new_tokens = new_tokens(args, subject)?;
         for &dtype in &args.dtype {
-            let run = Run { args, subject, new_tokens };
-            let mut section = dispatch(run, args.device, dtype, subject.config.dtype)??;
+            let run = Run { args, subject, new_tokens, sections };
+            dispatch(run, args.device, dtype, subject.config.dtype)??;
             if args.peers {
-                add_peers(args, subject, &mut section)?;
+                add_peers(args, subject, sections.last_mut().expect("a run adds its section"))?;
             }
-            sections.push(section);
         }
     }
-    Ok(sections)
+    Ok(())
 }
 
 /// Those asked for, or the default, within the context: nothing here slides a window, as peers do not.
@@ -111,6 +110,9 @@ fn add_peers(args: &BenchArgs, subject: &Subject, section: &mut Section) -> Resu
 
 fn draw(args: &BenchArgs, sections: &[Section]) -> Result<(), Stop> {
     let Some(path) = &args.svg else { return Ok(()) };
+    if !sections.iter().flat_map(|section| &section.rows).any(|row| row.measure == Measure::Decode) {
+        return Ok(());
+    }
     std::fs::write(path, svg::latency_by_size(sections))
         .map_err(|error| Stop::unusable(format!("{}: cannot be written: {error}", path.display())))
 }
@@ -125,20 +127,35 @@ struct Run<'a> {
     args: &'a BenchArgs,
     subject: &'a Subject,
     new_tokens: usize,
+    /// Where its section goes, before the first row is measured.
+    sections: &'a mut Vec<Section>,
 }
 
 impl Job for Run<'_> {
-    type Output = Result<Section, Stop>;
+    type Output = Result<(), Stop>;
 
-    fn run<D: Device>(self, mut device: D, choice: &str) -> Result<Section, Stop> {
-        let Self { args, subject, new_tokens } = self;
-        let dtype = device.precision().name;
-        let check = gate::check(&mut device, subject, &self.batches())?;
-        let repeats = args.repeats.get();
+    fn run<D: Device>(self, mut device: D, choice: &str) -> Result<(), Stop> {
+        let check = gate::check(&mut device, self.subject, &self.batches())?;
+        let Self { args, subject, new_tokens, sections } = self;
+        let (dtype, repeats) = (device.precision().name, args.repeats.get());
         let mut bench = Bench { device: &mut device, subject, new_tokens, repeats };
         let token_bytes = bench.token_bytes();
-        let mut limit_bytes_per_s = bandwidth(bench.device, token_bytes);
-        let mut rows = Vec::new();
+        sections.push(Section {
+            model: subject.name.clone(),
+            weights: subject.weights(),
+            kind: D::KIND,
+            device: choice.to_owned(),
+            dtype,
+            parameters: subject.config.parameters(),
+            config: subject.config.clone(),
+            new_tokens,
+            token_bytes,
+            bandwidth_bytes_per_s: bandwidth(bench.device, token_bytes),
+            check,
+            rows: Vec::new(),
+            peers: None,
+        });
+        let Section { rows, bandwidth_bytes_per_s: limit, .. } = sections.last_mut().expect("just added");
         for &measure in &args.measure {
             progress(format_args!("{}, {dtype}: {}", subject.name, measure.name()));
             match (measure, &subject.origin) {
@@ -146,8 +163,8 @@ impl Job for Run<'_> {
                     let row = bench.decode()?;
                     // Before and after: what else uses the machine comes and goes.
                     let after = bandwidth(bench.device, token_bytes);
-                    limit_bytes_per_s = limit_bytes_per_s.into_iter().chain(after).reduce(f64::max);
-                    rows.push(row.bytes(token_bytes, limit_bytes_per_s));
+                    *limit = limit.iter().copied().chain(after).reduce(f64::max);
+                    rows.push(row.bytes(token_bytes, *limit));
                 }
                 (Measure::Context, _) => rows.extend(bench.context()?),
                 (Measure::Batch, _) => {
@@ -165,21 +182,7 @@ impl Job for Run<'_> {
                 }
             }
         }
-        Ok(Section {
-            model: subject.name.clone(),
-            weights: subject.weights(),
-            kind: D::KIND,
-            device: choice.to_owned(),
-            dtype,
-            parameters: subject.config.parameters(),
-            config: subject.config.clone(),
-            new_tokens,
-            token_bytes,
-            bandwidth_bytes_per_s: limit_bytes_per_s,
-            check,
-            rows,
-            peers: None,
-        })
+        Ok(())
     }
 }
 
