@@ -85,7 +85,10 @@ def title(inputs: Inputs, commit: str, date: datetime.date) -> str:
         ["commit", f"`{commit}`"],
         ["date", date.isoformat()],
     ]
-    made = "Written by `scripts/figures.py` from what `scripts/gpu-check.sh` left on that machine: edit neither figures nor words here."
+    made = (
+        "Written by `scripts/figures.py` from the logs of what `scripts/gpu-check.sh` runs, in one call or in several, on machines "
+        "with this GPU: edit neither figures nor words here."
+    )
     return f"# Measured on {device}\n\n{made}\n\n{table(['', ''], facts)}"
 
 
@@ -204,7 +207,8 @@ def sanitizer(tools: dict[str, Sanitizer | None]) -> str:
     """compute-sanitizer's own words, and whether they are good ones."""
     rows = [[tool, *sanitizer_cells(tool, found)] for tool, found in tools.items()]
     return (
-        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU.\n\n"
+        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU; racecheck watches a generated text in "
+        "ranges of launches, a process each, that together cover it.\n\n"
         + table(["tool", "trials passed", "failed", "what it says", "verdict"], rows, 1, 3)
     )  # fmt: skip
 
