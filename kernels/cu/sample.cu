@@ -29,6 +29,15 @@ struct Sampling {
 
 constexpr u32 SAMPLE_THREADS = 256, SAMPLE_WARPS = SAMPLE_THREADS / WARP;
 
+// Waits for the block's first SAMPLE_THREADS threads: decode_grid.cu has more. The second also counts those with `x`.
+__device__ inline void sync_samplers() { asm volatile("barrier.sync 15, %0;" ::"n"(SAMPLE_THREADS) : "memory"); }
+__device__ inline u32 count_samplers(bool x) {
+    u32 count;
+    asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %1, 0;\n barrier.red.popc.u32 %0, 15, %2, p;\n}"
+                 : "=r"(count) : "r"(u32(x)), "n"(SAMPLE_THREADS) : "memory");
+    return count;
+}
+
 // A key that orders as the float does; both zeros get one key. NaN sorts below everything.
 __device__ inline u32 sort_key(float x) {
     if (x != x) return 0;
@@ -39,19 +48,19 @@ __device__ inline u32 sort_key(float x) {
 template <typename V> __device__ V block_sum(V x, V *shared) {
     x = warp_sum(x);
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-    __syncthreads();
+    sync_samplers();
     V sum = 0;
     for (u32 w = 0; w < SAMPLE_WARPS; w++) sum += shared[w];
-    __syncthreads();
+    sync_samplers();
     return sum;
 }
 
 __device__ inline u64 block_max(u64 x, u64 *shared) {
     for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, lanes));
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-    __syncthreads();
+    sync_samplers();
     for (u32 w = 0; w < SAMPLE_WARPS; w++) x = max(x, shared[w]);
-    __syncthreads();
+    sync_samplers();
     return x;
 }
 
@@ -140,7 +149,7 @@ template <u32 HELD> __device__ u32 top_k_key(const Scores<HELD> &scores, u32 top
         u32 count = 0;
         scores.each([&](u32, float z) { count += sort_key(z) >= (key | bit); });
         // With one score a thread the barrier itself counts.
-        count = HELD == 1 ? u32(__syncthreads_count(count)) : block_sum(count, shared);
+        count = HELD == 1 ? count_samplers(count) : block_sum(count, shared);
         if (count >= top_k) key |= bit;
         if (count == top_k) break;
     }

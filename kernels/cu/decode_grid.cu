@@ -1,0 +1,240 @@
+// A whole generation in one launch: `steps` tokens of a batch of one, over all multiprocessors, whose blocks talk through L2.
+//
+// For models whose weights exceed a few multiprocessors' memory, and for GPUs without clusters (from sm_80 on). A program of its own, compiled for one
+// model: grid_model.cuh lists the constants. Grid: GRID_BLOCKS blocks of THREADS = 32 (GRID_WARPS + 3) threads, all resident at once (one a
+// multiprocessor), SHARED_BYTES of dynamic shared memory (constant `decode_grid_shared_bytes`). The exchange needs 16 `decode_grid_exchange_words` bytes,
+// GridState 8; both zero before the first launch, and of no other use.
+//
+// A block: GRID_WARPS warps multiply, each its columns of all the block's rows; 2 finish, adding the warps' sums, and send them; 1 fetches
+// weights into the ring (grid_ring.cuh). Per layer five results travel (grid_exchange.cuh): q, k, v to the tasks of attention, its result, the
+// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token each finisher's best pick. Residual
+// rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand in `tokens`.
+//
+// Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decode_grid.rs.
+#include "grid_attention.cuh"
+#include "sample.cu"
+
+constexpr u32 NORM_BYTES = 2 * 2 * C * sizeof(Element), RESIDUAL_SUMS = divide_up(rows_max(OUT), 4) * 4;
+constexpr u32 WORK_BYTES = WARPS * INPUT_BYTES + 4 * (2 * PARTIAL_SUMS + (WARPS + FINISHERS) * CORE_SUMS + RESIDUAL_SUMS) +
+                           8 * (2 * WARPS + WARPS + 2 * WARPS);
+constexpr u32 BARRIERS = 2 + 2 + 2 + 2 + 2; // besides two a slot
+constexpr u32 STATIC_BYTES = 1024;          // sampling's own
+constexpr u32 SLOTS = (GRID_SHARED - STATIC_BYTES - NORM_BYTES - WORK_BYTES - 8 * BARRIERS) / (SLOT_BYTES + 16);
+constexpr u32 SHARED_BYTES = SLOTS * (SLOT_BYTES + 16) + NORM_BYTES + WORK_BYTES + 8 * BARRIERS;
+static_assert(SLOTS >= 8 && SLOTS < 4096, "the ring holds a tile");
+static_assert(SLOT_BYTES % 16 == 0 && INPUT_BYTES % 16 == 0, "vectors are aligned");
+extern "C" __device__ const u32 decode_grid_shared_bytes = SHARED_BYTES, decode_grid_exchange_words = EXCHANGE_WORDS;
+
+// Block-wide barrier of all but the fetching warp.
+__device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }
+
+// What the warps know of the token at hand.
+struct Token {
+    u32 id, past, step, epoch; // the epoch of the layer
+};
+
+// Sampling's rule for the launch. `exact` where one block must see all logits.
+struct Rule {
+    Sampling s;
+    bool exact;
+    __device__ Rule(const OutboxState *state)
+        : s{VOCAB, state->top_k, state->seed_low, state->seed_high, state->temperature, state->top_p},
+          exact(s.temperature != 0 && ((s.top_k > 0 && s.top_k < VOCAB) || s.top_p < 1)) {}
+};
+
+// What becomes of a stage's rows. `prepare` fetches what does not depend on the sums.
+template <Stage S> struct Send {
+    uint4 *words;
+    u32 first, epoch;
+    const Element *bias;
+    float *residual;
+    float shift;
+
+    __device__ Send(const Block &b, u32 at, const Element *bias, u32 epoch)
+        : words(words_at(b.g.exchange, at, epoch)), first(share(S, b.block).first), epoch(epoch), bias(bias), residual(b.residual), shift(0) {}
+    __device__ void prepare(u32 row, bool valid) {
+        u32 index = first * rows_a_word(S) + row;
+        if (S != QKV) shift = valid && index < (S == UP ? F : C) ? to_float(bias[index]) : 0.0f;
+    }
+    __device__ void operator()(u32 row, float sum, bool valid) {
+        float value = sum + shift;
+        if (S == UP) value = gelu(value);
+        if (S == OUT || S == DOWN) {
+            value += valid ? residual[row] : 0.0f;
+            if (valid) residual[row] = value;
+        }
+        u32 word = row / rows_a_word(S);
+        send_lanes<rows_a_word(S)>(words + first + word, value, valid && row % rows_a_word(S) == 0, epoch);
+    }
+};
+
+// Logits: kept, and the best pick among them.
+struct Choose {
+    const Rule &rule;
+    float *logits;
+    u32 step, first;
+    float noise = 0;
+    u64 best = 0;
+
+    __device__ Choose(const Rule &rule, float *logits, u32 step) : rule(rule), logits(logits), step(step), first(share(HEAD, blockIdx.x).first) {}
+    __device__ void prepare(u32 row, bool valid) {
+        if (rule.s.temperature != 0 && !rule.exact && valid) noise = gumbel(first + row, step, 0, rule.s);
+    }
+    __device__ void operator()(u32 row, float sum, bool valid) {
+        if (!valid) return;
+        logits[first + row] = sum;
+        best = max(best, rank(rule.s.temperature == 0 ? sum : sum / rule.s.temperature + noise, first + row));
+    }
+};
+
+// Whether a block's finisher has rows of logits.
+__device__ inline bool picks(u32 block, u32 finisher) { return rows_of(HEAD, block) > finisher * FINISHER_ROWS; }
+
+__device__ inline u64 lanes_best(u64 best) {
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(ALL_LANES, best, lanes));
+    return best;
+}
+
+// All workers agree on the token. `best` is shared memory: a place for each multiplying warp.
+__device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u64 *best) {
+    uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch);
+    if (b.warp < WARPS) {
+        u64 mine = 0;
+        for (u32 i = b.warp * WARP + b.lane; i < BLOCKS * FINISHERS; i += WARPS * WARP) {
+            if (!picks(i / FINISHERS, i % FINISHERS)) continue;
+            const uint4 *at[] = {words + i};
+            uint4 v[1];
+            receive(v, at, t.epoch);
+            mine = max(mine, u64(v[0].y) << 32 | v[0].x);
+        }
+        mine = lanes_best(mine);
+        if (b.lane == 0) best[b.warp] = mine;
+    }
+    sync_workers();
+    u64 pick_of_all = 0;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) pick_of_all = max(pick_of_all, best[w]);
+    if (!rule.exact) return 0xffffffffu - u32(pick_of_all);
+    if (blockIdx.x == 0 && threadIdx.x < SAMPLE_THREADS) {
+        __threadfence(); // the logits were written before the picks were sent, with a fence between
+        u32 token = VOCAB <= SAMPLE_THREADS       ? pick<1>(b.g.logits, t.step, rule.s)
+                    : VOCAB <= 4 * SAMPLE_THREADS ? pick<4>(b.g.logits, t.step, rule.s)
+                                                  : pick<0>(b.g.logits, t.step, rule.s);
+        if (threadIdx.x == 0) send(token_word, token, 0, 0, t.epoch);
+    }
+    const uint4 *at[] = {token_word};
+    uint4 v[1];
+    receive(v, at, t.epoch);
+    return v[0].x;
+}
+
+// A multiplying warp's part of a token.
+__device__ inline void multiply_token(Block &b, const Core &core, u32 &task_count, Token &t) {
+    const GridArguments &g = b.g;
+    const Element *token = g.token + u64(t.id) * C, *position = g.position + u64(t.past) * C;
+    const uint4 *residual = nullptr; // at first, the embedding
+    for (u32 l = 0; l < LAYERS; l++) {
+        u32 epoch = t.epoch + 1;
+        multiply<QKV>(b, FromResidual<QKV>{residual, t.epoch, token, position});
+        attend(b, core, task_count, g.layers[l], t.past, epoch);
+        multiply<OUT>(b, FromCore{words_at(g.exchange, AT_CORE, epoch), epoch, pieces(t.past)});
+        multiply<UP>(b, FromResidual<UP>{words_at(g.exchange, AT_MIDDLE, epoch), epoch, nullptr, nullptr});
+        multiply<DOWN>(b, FromHidden{words_at(g.exchange, AT_HIDDEN, epoch), epoch});
+        residual = words_at(g.exchange, AT_RESIDUAL, epoch);
+        t.epoch = epoch;
+    }
+    multiply<HEAD>(b, FromResidual<HEAD>{residual, t.epoch, nullptr, nullptr});
+}
+
+// The block's rows of the residual stream at the start of a token, each where the lane that finishes it will look.
+__device__ inline void embed_rows(const Block &b, const Token &t) {
+    u32 first = share(OUT, blockIdx.x).first * WIDE, rows = rows_of(OUT, blockIdx.x);
+    for (u32 start = (b.warp - WARPS) * FINISHER_ROWS; start < rows; start += PASS_ROWS) {
+        u32 row = start + b.lane, column = first + row;
+        if (b.lane >= FINISHER_ROWS || row >= rows) continue;
+        column = smaller(column, C - 1);
+        b.residual[row] = to_float(b.g.token[u64(t.id) * C + column]) + to_float(b.g.position[u64(t.past) * C + column]);
+    }
+}
+
+// A finishing warp's part of a token.
+__device__ inline void finish_token(Block &b, const Core &core, u32 &task_count, Token &t, const Rule &rule) {
+    const GridArguments &g = b.g;
+    embed_rows(b, t);
+    for (u32 l = 0; l < LAYERS; l++) {
+        const Layer &layer = g.layers[l];
+        u32 epoch = ++t.epoch;
+        finish<QKV>(b, Send<QKV>(b, AT_QKV, nullptr, epoch));
+        finish_attention(b, core, task_count, layer, t.past, epoch);
+        finish<OUT>(b, Send<OUT>(b, AT_MIDDLE, layer.out_bias, epoch));
+        finish<UP>(b, Send<UP>(b, AT_HIDDEN, layer.up_bias, epoch));
+        finish<DOWN>(b, Send<DOWN>(b, AT_RESIDUAL, layer.down_bias, epoch));
+    }
+    Choose choose(rule, g.logits, t.step);
+    finish<HEAD>(b, choose);
+    u32 finisher = b.warp - WARPS;
+    if (!picks(blockIdx.x, finisher)) return;
+    if (rule.exact) __threadfence();
+    u64 best = lanes_best(choose.best);
+    if (b.lane == 0)
+        send(words_at(g.exchange, AT_PICK, t.epoch) + blockIdx.x * FINISHERS + finisher, u32(best), u32(best >> 32), 0, t.epoch);
+}
+
+// Block 0 hands the token to the host, and moves what the next launch reads.
+__device__ inline void deliver(const GridArguments &g, const Token &t, u32 issued) {
+    g.tokens[0] = t.id;
+    g.outbox[issued % g.slots] = u64(issued + 1) << 32 | t.id;
+    g.rule->issued = issued + 1;
+    *g.cursor = Cursor{t.past, t.step};
+}
+
+__device__ inline void decode_grid(const GridArguments &g) {
+    extern __shared__ __align__(128) char memory[];
+    u32 warp = threadIdx.x / WARP;
+    char *inputs = memory + SLOTS * SLOT_BYTES + NORM_BYTES;
+    float *partial = reinterpret_cast<float *>(inputs + WARPS * INPUT_BYTES), *sums = partial + 2 * PARTIAL_SUMS;
+    float *residual = sums + (WARPS + FINISHERS) * CORE_SUMS;
+    float2 *statistics = reinterpret_cast<float2 *>(residual + RESIDUAL_SUMS), *spans = statistics + 2 * WARPS;
+    u64 *best = reinterpret_cast<u64 *>(spans + WARPS), *barriers = best + 2 * WARPS;
+    Ring ring = {memory, memory + SLOTS * SLOT_BYTES, barriers + BARRIERS, barriers + BARRIERS + SLOTS, barriers, barriers + 2, SLOTS};
+    Core core = {sums, spans, barriers + 8, barriers + 9};
+    if (threadIdx.x == 0) {
+        for (u32 i = 0; i < 2; i++) {
+            barrier_init(ring.norm_full + i, FETCH_ARRIVALS), barrier_init(ring.norm_read + i, WARPS);
+            barrier_init(barriers + 4 + i, WARPS), barrier_init(barriers + 6 + i, FINISHERS);
+        }
+        barrier_init(core.full, WARPS), barrier_init(core.free, FINISHERS);
+        for (u32 i = 0; i < SLOTS; i++) barrier_init(ring.full + i, FETCH_ARRIVALS), barrier_init(ring.read + i, WARPS);
+#if __CUDA_ARCH__ >= 900
+        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+#endif
+    }
+    Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch};
+    Rule rule(g.rule);
+    u32 issued = g.rule->issued, task_count = 0, first_epoch = t.epoch;
+    __syncthreads();
+    if (warp == WARPS + FINISHERS) {
+        Fetcher{g, ring}.run();
+    } else {
+        Block b = {g, ring, inputs, partial, statistics, residual, barriers + 4, barriers + 6, blockIdx.x, warp, threadIdx.x % WARP};
+        for (u32 i = 0; i < g.steps; i++) {
+            if (warp < WARPS) multiply_token(b, core, task_count, t);
+            else finish_token(b, core, task_count, t, rule);
+            t.id = agree(b, rule, t, best + i % 2 * WARPS);
+            t.past++, t.step++;
+            if (blockIdx.x == 0 && warp == WARPS && b.lane == 0) deliver(g, t, issued++);
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x != 0 || atomicAdd(&g.state->finished, 1) + 1 < BLOCKS) return;
+    g.state->finished = 0;
+    g.state->epoch = first_epoch + g.steps * LAYERS;
+}
+
+#define DECODE_GRID(NAME)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ GridArguments g) { decode_grid(g); }
+#if GRID_HALF
+DECODE_GRID(decode_grid_bf16)
+#else
+DECODE_GRID(decode_grid_f32)
+#endif

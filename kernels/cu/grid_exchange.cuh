@@ -1,0 +1,68 @@
+// How blocks hand results to each other: words of 16 bytes in L2 that say themselves when they are there.
+//
+// A word is 12 bytes of values and the epoch they belong to, written and read as one. Every layer of every token has an epoch of its own, and
+// every kind of word a buffer for even and one for odd epochs. A reader polls the words it needs: no fence, no counter. A buffer is written
+// again two epochs later, after every result that anybody made from it has been needed by all: so it is free by then.
+#pragma once
+#include "grid_model.cuh"
+
+// Where the words of a parity lie. A task of attention leaves its head's words and one with maximum and total.
+constexpr u32 TASK_WORDS = HEAD_WORDS + 1;
+constexpr u32 AT_QKV = 0, AT_CORE = AT_QKV + words(QKV), AT_MIDDLE = AT_CORE + H * SPLITS * TASK_WORDS;
+constexpr u32 AT_HIDDEN = AT_MIDDLE + words(OUT), AT_RESIDUAL = AT_HIDDEN + words(UP);
+constexpr u32 AT_PICK = AT_RESIDUAL + words(DOWN), AT_TOKEN = AT_PICK + BLOCKS * FINISHERS;
+constexpr u32 PARITY_WORDS = AT_TOKEN + 1, EXCHANGE_WORDS = 2 * PARITY_WORDS;
+
+__device__ inline uint4 *words_at(uint4 *exchange, u32 at, u32 epoch) { return exchange + epoch % 2 * PARITY_WORDS + at; }
+
+__device__ inline void send(uint4 *word, u32 a, u32 b, u32 c, u32 epoch) {
+    asm volatile("{\n .reg .b128 word;\n .reg .b64 low, high;\n mov.b64 low, {%1, %2};\n mov.b64 high, {%3, %4};\n"
+                 " mov.b128 word, {low, high};\n st.relaxed.gpu.global.b128 [%0], word;\n}" ::"l"(word), "r"(a), "r"(b), "r"(c), "r"(epoch));
+}
+
+__device__ inline uint4 peek(const uint4 *word) {
+    uint4 v;
+    asm volatile("{\n .reg .b128 word;\n .reg .b64 low, high;\n ld.relaxed.gpu.global.b128 word, [%4];\n"
+                 " mov.b128 {low, high}, word;\n mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(word));
+    return v;
+}
+
+// Waits for COUNT words at once; those from `count` on are left alone.
+template <u32 COUNT> __device__ void receive(uint4 (&v)[COUNT], const uint4 *const (&word)[COUNT], u32 epoch, u32 count = COUNT) {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++)
+        if (i < count) v[i] = peek(word[i]);
+    for (u32 round = 0;; round++) {
+        bool there = true;
+#pragma unroll
+        for (u32 i = 0; i < COUNT; i++) there &= i >= count || v[i].w == epoch;
+        if (there) return;
+        GRID_ON_SPIN(round, word[0], epoch)
+#pragma unroll
+        for (u32 i = 0; i < COUNT; i++)
+            if (i < count && v[i].w != epoch) v[i] = peek(word[i]);
+    }
+}
+
+// Value i of a word of the working precision.
+__device__ inline float unpack(const uint4 &v, u32 i) {
+    if constexpr (HALF) {
+        u32 pair = i / 2 == 0 ? v.x : i / 2 == 1 ? v.y : v.z;
+        return __uint_as_float(i % 2 ? pair & 0xffff0000u : pair << 16);
+    }
+    return __uint_as_float(i == 0 ? v.x : i == 1 ? v.y : v.z);
+}
+__device__ inline u32 pack(float low, float high) { return u32(from_float<bf16>(high).bits) << 16 | from_float<bf16>(low).bits; }
+
+// Sends the words of neighbouring lanes, COUNT values each, one a lane; the first lane of a word, if `sends`, writes it to `word`. All
+// lanes call this.
+template <u32 COUNT> __device__ void send_lanes(uint4 *word, float value, bool sends, u32 epoch) {
+    float part[COUNT];
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) part[i] = __shfl_down_sync(ALL_LANES, value, i);
+    if (!sends) return;
+    if constexpr (COUNT == 6) send(word, pack(part[0], part[1]), pack(part[2], part[3]), pack(part[4], part[5]), epoch);
+    else send(word, __float_as_uint(part[0]), __float_as_uint(part[1]), __float_as_uint(part[2]), epoch);
+}
