@@ -14,15 +14,6 @@
 #include "grid_attention.cuh"
 #include "sample.cu"
 
-constexpr u32 NORM_BYTES = 2 * 2 * C * sizeof(Element), RESIDUAL_SUMS = divide_up(rows_max(OUT), 4) * 4;
-constexpr u32 WORK_BYTES = WARPS * INPUT_BYTES + 4 * (2 * PARTIAL_SUMS + (WARPS + FINISHERS) * CORE_SUMS + RESIDUAL_SUMS) +
-                           8 * (2 * WARPS + WARPS + 2 * WARPS);
-constexpr u32 BARRIERS = 2 + 2 + 2 + 2 + 2; // besides two a slot
-constexpr u32 STATIC_BYTES = 1024;          // sampling's own
-constexpr u32 SLOTS = (GRID_SHARED - STATIC_BYTES - NORM_BYTES - WORK_BYTES - 8 * BARRIERS) / (SLOT_BYTES + 16);
-constexpr u32 SHARED_BYTES = SLOTS * (SLOT_BYTES + 16) + NORM_BYTES + WORK_BYTES + 8 * BARRIERS;
-static_assert(SLOTS >= 8 && SLOTS < 4096, "the ring holds a tile");
-static_assert(SLOT_BYTES % 16 == 0 && INPUT_BYTES % 16 == 0, "vectors are aligned");
 extern "C" __device__ const u32 decode_grid_shared_bytes = SHARED_BYTES, decode_grid_exchange_words = EXCHANGE_WORDS;
 
 // Block-wide barrier of all but the fetching warp.
@@ -47,11 +38,11 @@ template <Stage S> struct Send {
     uint4 *words;
     u32 first, epoch;
     const Element *bias;
-    float *residual;
-    float shift;
+    float *residual = shared<float>(AT_OWN);
+    float shift = 0;
 
     __device__ Send(const Block &b, u32 at, const Element *bias, u32 epoch)
-        : words(words_at(b.g.exchange, at, epoch)), first(share(S, b.block).first), epoch(epoch), bias(bias), residual(b.residual), shift(0) {}
+        : words(words_at(b.g.exchange, at, epoch)), first(share(S, b.block).first), epoch(epoch), bias(bias) {}
     __device__ void prepare(u32 row, bool valid) {
         u32 index = first * rows_a_word(S) + row;
         if (S != QKV) shift = valid && index < (S == UP ? F : C) ? to_float(bias[index]) : 0.0f;
@@ -100,12 +91,13 @@ __device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u6
     uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch);
     if (b.warp < WARPS) {
         u64 mine = 0;
-        for (u32 i = b.warp * WARP + b.lane; i < BLOCKS * FINISHERS; i += WARPS * WARP) {
-            if (!picks(i / FINISHERS, i % FINISHERS)) continue;
+        for (u32 start = b.warp * WARP; start < BLOCKS * FINISHERS; start += WARPS * WARP) {
+            u32 i = start + b.lane;
             const uint4 *at[] = {words + i};
             uint4 v[1];
-            receive(v, at, t.epoch);
-            mine = max(mine, u64(v[0].y) << 32 | v[0].x);
+            bool there = i < BLOCKS * FINISHERS && picks(i / FINISHERS, i % FINISHERS);
+            receive(v, at, t.epoch, there);
+            if (there) mine = max(mine, u64(v[0].y) << 32 | v[0].x);
         }
         mine = lanes_best(mine);
         if (b.lane == 0) best[b.warp] = mine;
@@ -129,14 +121,14 @@ __device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u6
 }
 
 // A multiplying warp's part of a token.
-__device__ inline void multiply_token(Block &b, const Core &core, u32 &task_count, Token &t) {
+__device__ inline void multiply_token(Block &b, u32 &task_count, Token &t) {
     const GridArguments &g = b.g;
     const Element *token = g.token + u64(t.id) * C, *position = g.position + u64(t.past) * C;
     const uint4 *residual = nullptr; // at first, the embedding
     for (u32 l = 0; l < LAYERS; l++) {
         u32 epoch = t.epoch + 1;
         multiply<QKV>(b, FromResidual<QKV>{residual, t.epoch, token, position});
-        attend(b, core, task_count, g.layers[l], t.past, epoch);
+        attend(b, task_count, g.layers[l], t.past, epoch);
         multiply<OUT>(b, FromCore{words_at(g.exchange, AT_CORE, epoch), epoch, pieces(t.past)});
         multiply<UP>(b, FromResidual<UP>{words_at(g.exchange, AT_MIDDLE, epoch), epoch, nullptr, nullptr});
         multiply<DOWN>(b, FromHidden{words_at(g.exchange, AT_HIDDEN, epoch), epoch});
@@ -153,19 +145,19 @@ __device__ inline void embed_rows(const Block &b, const Token &t) {
         u32 row = start + b.lane, column = first + row;
         if (b.lane >= FINISHER_ROWS || row >= rows) continue;
         column = smaller(column, C - 1);
-        b.residual[row] = to_float(b.g.token[u64(t.id) * C + column]) + to_float(b.g.position[u64(t.past) * C + column]);
+        shared<float>(AT_OWN)[row] = to_float(b.g.token[u64(t.id) * C + column]) + to_float(b.g.position[u64(t.past) * C + column]);
     }
 }
 
 // A finishing warp's part of a token.
-__device__ inline void finish_token(Block &b, const Core &core, u32 &task_count, Token &t, const Rule &rule) {
+__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const Rule &rule) {
     const GridArguments &g = b.g;
     embed_rows(b, t);
     for (u32 l = 0; l < LAYERS; l++) {
         const Layer &layer = g.layers[l];
         u32 epoch = ++t.epoch;
         finish<QKV>(b, Send<QKV>(b, AT_QKV, nullptr, epoch));
-        finish_attention(b, core, task_count, layer, t.past, epoch);
+        finish_attention(b, task_count, layer, t.past, epoch);
         finish<OUT>(b, Send<OUT>(b, AT_MIDDLE, layer.out_bias, epoch));
         finish<UP>(b, Send<UP>(b, AT_HIDDEN, layer.up_bias, epoch));
         finish<DOWN>(b, Send<DOWN>(b, AT_RESIDUAL, layer.down_bias, epoch));
@@ -189,38 +181,31 @@ __device__ inline void deliver(const GridArguments &g, const Token &t, u32 issue
 }
 
 __device__ inline void decode_grid(const GridArguments &g) {
-    extern __shared__ __align__(128) char memory[];
     u32 warp = threadIdx.x / WARP;
-    char *inputs = memory + SLOTS * SLOT_BYTES + NORM_BYTES;
-    float *partial = reinterpret_cast<float *>(inputs + WARPS * INPUT_BYTES), *sums = partial + 2 * PARTIAL_SUMS;
-    float *residual = sums + (WARPS + FINISHERS) * CORE_SUMS;
-    float2 *statistics = reinterpret_cast<float2 *>(residual + RESIDUAL_SUMS), *spans = statistics + 2 * WARPS;
-    u64 *best = reinterpret_cast<u64 *>(spans + WARPS), *barriers = best + 2 * WARPS;
-    Ring ring = {memory, memory + SLOTS * SLOT_BYTES, barriers + BARRIERS, barriers + BARRIERS + SLOTS, barriers, barriers + 2, SLOTS};
-    Core core = {sums, spans, barriers + 8, barriers + 9};
     if (threadIdx.x == 0) {
         for (u32 i = 0; i < 2; i++) {
-            barrier_init(ring.norm_full + i, FETCH_ARRIVALS), barrier_init(ring.norm_read + i, WARPS);
-            barrier_init(barriers + 4 + i, WARPS), barrier_init(barriers + 6 + i, FINISHERS);
+            barrier_init(NORM_FULL + i, FETCH_ARRIVALS), barrier_init(NORM_READ + i, WARPS);
+            barrier_init(PARTIAL_FULL + i, WARPS), barrier_init(PARTIAL_FREE + i, FINISHERS);
         }
-        barrier_init(core.full, WARPS), barrier_init(core.free, FINISHERS);
-        for (u32 i = 0; i < SLOTS; i++) barrier_init(ring.full + i, FETCH_ARRIVALS), barrier_init(ring.read + i, WARPS);
+        barrier_init(CORE_FULL, WARPS), barrier_init(CORE_FREE, FINISHERS);
+        for (u32 i = 0; i < SLOTS; i++) barrier_init(SLOT_FULL + i, FETCH_ARRIVALS), barrier_init(SLOT_READ + i, WARPS);
 #if __CUDA_ARCH__ >= 900
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 #endif
     }
+    for (u32 at = threadIdx.x * 16; at < WARPS * INPUT_BYTES; at += THREADS * 16) *shared<uint4>(AT_INPUTS + at) = make_uint4(0, 0, 0, 0);
     Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch};
     Rule rule(g.rule);
     u32 issued = g.rule->issued, task_count = 0, first_epoch = t.epoch;
     __syncthreads();
     if (warp == WARPS + FINISHERS) {
-        Fetcher{g, ring}.run();
+        Fetcher{g}.run();
     } else {
-        Block b = {g, ring, inputs, partial, statistics, residual, barriers + 4, barriers + 6, blockIdx.x, warp, threadIdx.x % WARP};
+        Block b = {g, blockIdx.x, warp, threadIdx.x % WARP};
         for (u32 i = 0; i < g.steps; i++) {
-            if (warp < WARPS) multiply_token(b, core, task_count, t);
-            else finish_token(b, core, task_count, t, rule);
-            t.id = agree(b, rule, t, best + i % 2 * WARPS);
+            if (warp < WARPS) multiply_token(b, task_count, t);
+            else finish_token(b, task_count, t, rule);
+            t.id = agree(b, rule, t, shared<u64>(AT_BEST) + i % 2 * WARPS);
             t.past++, t.step++;
             if (blockIdx.x == 0 && warp == WARPS && b.lane == 0) deliver(g, t, issued++);
         }

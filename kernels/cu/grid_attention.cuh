@@ -9,9 +9,9 @@
 constexpr u32 VECTOR = 16 / sizeof(Element), VECTORS = D / VECTOR;             // elements of a load; loads of a row
 __device__ constexpr u32 power_above(u32 n) { return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : 32; }
 constexpr u32 ROW_LANES = power_above(VECTORS), ROWS_AT_ONCE = WARP / ROW_LANES; // lanes that share a row of values
-constexpr u32 KEYS = ROW_LANES <= 16 ? 16 : 8, KEY_LANES = WARP / KEYS;          // of a group; lanes that share a key
+constexpr u32 KEYS = ROW_LANES <= (HALF ? 16 : 8) ? 16 : 8, KEY_LANES = WARP / KEYS; // of a group; lanes that share a key
 constexpr u32 KEY_LOADS = divide_up(VECTORS, KEY_LANES), VALUE_LOADS = KEYS / ROWS_AT_ONCE;
-constexpr u32 CORE_SUMS = D + 4, TASKS = H * SPLITS;
+constexpr u32 TASKS = H * SPLITS;
 static_assert(D % VECTOR == 0 && VECTORS <= 32, "heads of whole vectors");
 
 // Pieces that hold a position, with `past` cached ones.
@@ -22,12 +22,8 @@ __device__ inline u32 busy_warps(u32 past, u32 piece) {
     return groups <= piece ? 0 : smaller(WARPS, divide_up(groups - piece, SPLITS));
 }
 
-// Shared memory of attention: the warps' sums of values, and maximum and total of each.
-struct Core {
-    float *sums;   // [WARPS + FINISHERS][CORE_SUMS]
-    float2 *spans; // [WARPS]
-    u64 *full, *free;
-};
+__device__ inline float *core_sums(u32 warp) { return shared<float>(AT_CORE_SUMS) + warp * CORE_SUMS; }
+__device__ inline float2 *spans() { return shared<float2>(AT_SPANS); }
 
 // The sum of a vector's elements times those at `x`.
 __device__ inline float dot_vector(const uint4 &v, const float *x, float sum) {
@@ -87,6 +83,9 @@ __device__ inline float scaled(float x) {
     return fmaf(x, high, x * low);
 }
 
+// e^x; the fast one's error, 2^-22 of x, is nothing to bf16.
+__device__ inline float exponential(float x) { return HALF ? __expf(x) : expf(x); }
+
 // Brings the words of q, k or v of a head and puts the values, float32, to `out`, shared memory.
 __device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u32 lane) {
     constexpr u32 COUNT = divide_up(HEAD_WORDS, WARP);
@@ -95,6 +94,7 @@ __device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u
 #pragma unroll
     for (u32 i = 0; i < COUNT; i++) at[i] = words + smaller(i * WARP + lane, HEAD_WORDS - 1);
     receive(v, at, epoch);
+    __syncwarp();
 #pragma unroll
     for (u32 i = 0; i < COUNT; i++)
 #pragma unroll
@@ -106,50 +106,45 @@ __device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u
 }
 
 // A multiplying warp's part of a layer's attention.
-__device__ inline void attend(Block &b, const Core &core, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
+__device__ inline void attend(Block &b, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
     b.forget();
     for (u32 task = b.block; task < TASKS; task += BLOCKS) {
         u32 head = task / SPLITS, piece = task % SPLITS, first = (b.warp * SPLITS + piece) * KEYS;
         if (piece >= pieces(past)) continue;
         if (first < past) {
             Rows rows;
-            rows.load(layer, head, first, past, b.lane);
-            float *query = reinterpret_cast<float *>(b.inputs + b.warp * INPUT_BYTES);
-            __syncwarp();
-            receive_head(query, words_at(b.g.exchange, AT_QKV, epoch) + head * 3 * HEAD_WORDS, epoch, b.lane);
             float maximum = MINUS_INFINITY, sum_of_weights = 0, sum[VECTOR] = {};
-            for (;;) {
-                float x = first + b.lane / KEY_LANES < past ? scaled(rows.score(query, b.lane)) : MINUS_INFINITY;
-                float before = maximum;
+            const float *query = b.query();
+            for (u32 start = first; start < past; start += WARPS * SPLITS * KEYS) {
+                rows.load(layer, head, start, past, b.lane);
+                if (start == first) receive_head(b.query(), words_at(b.g.exchange, AT_QKV, epoch) + head * 3 * HEAD_WORDS, epoch, b.lane);
+                float x = scaled(rows.score(query, b.lane)), before = maximum; // all lanes add up the scores
+                if (start + b.lane / KEY_LANES >= past) x = MINUS_INFINITY;
                 maximum = fmaxf(before, warp_max(x));
-                float weight = expf(x - maximum), fade = expf(before - maximum);
+                float weight = exponential(x - maximum), fade = exponential(before - maximum);
                 sum_of_weights = fmaf(sum_of_weights, fade, weight);
 #pragma unroll
                 for (u32 i = 0; i < VECTOR; i++) sum[i] *= fade;
 #pragma unroll
                 for (u32 i = 0; i < VALUE_LOADS; i++)
                     add_vector(sum, __shfl_sync(ALL_LANES, weight, (i * ROWS_AT_ONCE + b.lane / ROW_LANES) * KEY_LANES), rows.value[i]);
-                first += WARPS * SPLITS * KEYS;
-                if (first >= past) break;
-                rows.load(layer, head, first, past, b.lane);
             }
             sum_of_weights = warp_sum(sum_of_weights) / KEY_LANES;
 #pragma unroll
             for (u32 lanes = ROW_LANES; lanes < WARP; lanes *= 2)
 #pragma unroll
                 for (u32 i = 0; i < VECTOR; i++) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
-            barrier_wait(core.free, task_count % 2 ^ 1);
+            barrier_wait(CORE_FREE, task_count % 2 ^ 1);
             if (b.lane < VECTORS)
 #pragma unroll
                 for (u32 i = 0; i < VECTOR; i += 4)
-                    *reinterpret_cast<float4 *>(core.sums + b.warp * CORE_SUMS + b.lane * VECTOR + i) =
+                    *reinterpret_cast<float4 *>(core_sums(b.warp) + b.lane * VECTOR + i) =
                         make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
-            if (b.lane == 0) core.spans[b.warp] = make_float2(maximum, sum_of_weights);
+            if (b.lane == 0) spans()[b.warp] = make_float2(maximum, sum_of_weights);
             __syncwarp();
         }
-        barrier_wait(core.free, task_count % 2 ^ 1); // no warp may arrive twice before the others have,
-        __syncwarp();                                // nor any lane still wait when its warp has arrived
-        if (b.lane == 0) barrier_arrive(core.full);
+        barrier_wait(CORE_FREE, task_count % 2 ^ 1); // no warp may arrive twice before the others have
+        if (b.lane == 0) barrier_arrive(CORE_FULL);
         task_count++;
     }
 }
@@ -181,23 +176,23 @@ __device__ inline float newest_position(float *value, const uint4 *words, u32 ep
 }
 
 // A finishing warp's part: merges the warps' sums, and the newest position where it belongs to the block's piece, and sends them.
-__device__ inline void finish_attention(Block &b, const Core &core, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
+__device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
     constexpr u32 LANE_VALUES = PACK / 3, WARP_WORDS = 10;
     b.forget();
     for (u32 task = b.block; task < TASKS; task += BLOCKS) {
         u32 head = task / SPLITS, piece = task % SPLITS, finisher = b.warp - WARPS, busy = busy_warps(past, piece);
         if (piece >= pieces(past)) continue;
-        float *newest = core.sums + b.warp * CORE_SUMS, score = MINUS_INFINITY;
+        float *newest = core_sums(b.warp), score = MINUS_INFINITY;
         if (past / KEYS % SPLITS == piece) {
             const uint4 *words = words_at(b.g.exchange, AT_QKV, epoch) + head * 3 * HEAD_WORDS;
             score = newest_position(newest, words, epoch, layer, (u64(head) * CONTEXT + past) * D, finisher == 0, finisher == 1, b.lane);
         }
-        barrier_wait(core.full, task_count % 2);
+        barrier_wait(CORE_FULL, task_count % 2);
         float maximum = score, sum_of_weights = 0;
-        for (u32 w = 0; w < busy; w++) maximum = fmaxf(maximum, core.spans[w].x);
-        float own = expf(score - maximum);
+        for (u32 w = 0; w < busy; w++) maximum = fmaxf(maximum, spans()[w].x);
+        float own = exponential(score - maximum);
         sum_of_weights = own;
-        for (u32 w = 0; w < busy; w++) sum_of_weights = fmaf(expf(core.spans[w].x - maximum), core.spans[w].y, sum_of_weights);
+        for (u32 w = 0; w < busy; w++) sum_of_weights = fmaf(exponential(spans()[w].x - maximum), spans()[w].y, sum_of_weights);
         uint4 *words = words_at(b.g.exchange, AT_CORE, epoch) + task * TASK_WORDS;
         for (u32 from = finisher * WARP_WORDS; from < HEAD_WORDS; from += FINISHERS * WARP_WORDS) {
             u32 word = from + b.lane / 3, d = word * PACK + b.lane % 3 * LANE_VALUES;
@@ -207,9 +202,9 @@ __device__ inline void finish_attention(Block &b, const Core &core, u32 &task_co
 #pragma unroll
                 for (u32 i = 0; i < LANE_VALUES; i++) value[i] = score > MINUS_INFINITY ? own * newest[d + i] : 0.0f;
                 for (u32 w = 0; w < busy; w++) {
-                    float weight = expf(core.spans[w].x - maximum);
+                    float weight = exponential(spans()[w].x - maximum);
 #pragma unroll
-                    for (u32 i = 0; i < LANE_VALUES; i++) value[i] = fmaf(weight, core.sums[w * CORE_SUMS + d + i], value[i]);
+                    for (u32 i = 0; i < LANE_VALUES; i++) value[i] = fmaf(weight, core_sums(w)[d + i], value[i]);
                 }
             }
             u32 mine = 0;
@@ -220,7 +215,7 @@ __device__ inline void finish_attention(Block &b, const Core &core, u32 &task_co
         }
         if (SPLITS > 1 && finisher == 0 && b.lane == 0) send(words + HEAD_WORDS, __float_as_uint(maximum), __float_as_uint(sum_of_weights), 0, epoch);
         __syncwarp();
-        if (b.lane == 0) barrier_arrive(core.free);
+        if (b.lane == 0) barrier_arrive(CORE_FREE);
         task_count++;
     }
 }
@@ -233,7 +228,9 @@ struct FromCore {
 
     __device__ static u32 number(u32 column) { return column / D * HEAD_WORDS + column % D / PACK; }
 
-    __device__ Spread operator()(char *input, Slice slice, const Element *, u32 lane) const {
+    __device__ Spread operator()(const Block &b, Slice slice, const char *) const {
+        u32 lane = b.lane;
+        char *input = b.input();
         u32 from = slice.first * STEP, to = from + slice.count * STEP;
 #pragma unroll
         for (u32 i = 0; i < COUNT; i++) {
@@ -246,7 +243,7 @@ struct FromCore {
                 u32 c = column + j;
                 if (c < from || c >= to || word % HEAD_WORDS * PACK + j >= D) continue;
                 if constexpr (HALF) put2<OUT>(input, c - from, value[j], value[j + 1]);
-                else put<OUT>(input, c - from, value[j]);
+                else reinterpret_cast<float *>(input)[c - from] = value[j];
             }
         }
         return {};
@@ -270,12 +267,12 @@ struct FromCore {
 #pragma unroll
         for (u32 p = 0; p < SPLITS; p++) {
             if (p >= pieces) continue;
-            float weight = expf(__uint_as_float(v[2 * p + 1].x) - maximum) * __uint_as_float(v[2 * p + 1].y);
+            float weight = exponential(__uint_as_float(v[2 * p + 1].x) - maximum) * __uint_as_float(v[2 * p + 1].y);
             sum += weight;
 #pragma unroll
             for (u32 j = 0; j < PACK; j++) value[j] = fmaf(weight, unpack(v[2 * p], j), value[j]);
         }
 #pragma unroll
-        for (u32 j = 0; j < PACK; j++) value[j] /= sum;
+        for (u32 j = 0; j < PACK; j++) value[j] *= 1 / sum;
     }
 };

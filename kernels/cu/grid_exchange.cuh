@@ -29,20 +29,19 @@ __device__ inline uint4 peek(const uint4 *word) {
     return v;
 }
 
-// Waits for COUNT words at once; those from `count` on are left alone.
+// Waits for COUNT words a lane at once; those from `count` on are left alone. The warp stays together.
 template <u32 COUNT> __device__ void receive(uint4 (&v)[COUNT], const uint4 *const (&word)[COUNT], u32 epoch, u32 count = COUNT) {
 #pragma unroll
-    for (u32 i = 0; i < COUNT; i++)
-        if (i < count) v[i] = peek(word[i]);
+    for (u32 i = 0; i < COUNT; i++) v[i] = i < count ? peek(word[i]) : make_uint4(0, 0, 0, epoch);
     for (u32 round = 0;; round++) {
         bool there = true;
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i++) there &= i >= count || v[i].w == epoch;
-        if (there) return;
+        for (u32 i = 0; i < COUNT; i++) there &= v[i].w == epoch;
+        if (__all_sync(ALL_LANES, there)) return;
         GRID_ON_SPIN(round, word[0], epoch)
 #pragma unroll
         for (u32 i = 0; i < COUNT; i++)
-            if (i < count && v[i].w != epoch) v[i] = peek(word[i]);
+            if (v[i].w != epoch) v[i] = peek(word[i]);
     }
 }
 
@@ -54,7 +53,18 @@ __device__ inline float unpack(const uint4 &v, u32 i) {
     }
     return __uint_as_float(i == 0 ? v.x : i == 1 ? v.y : v.z);
 }
-__device__ inline u32 pack(float low, float high) { return u32(from_float<bf16>(high).bits) << 16 | from_float<bf16>(low).bits; }
+// Two float32 as two bfloat16, rounded as from_float does.
+__device__ inline u32 pack(float low, float high) {
+    u32 pair = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+    return pair;
+}
+// What a pair leaves of the values it was made from.
+__device__ inline u32 pack_rest(float low, float high, u32 pair) {
+    return pack(low - __uint_as_float(pair << 16), high - __uint_as_float(pair & 0xffff0000u));
+}
 
 // Sends the words of neighbouring lanes, COUNT values each, one a lane; the first lane of a word, if `sends`, writes it to `word`. All
 // lanes call this.

@@ -60,7 +60,11 @@ __device__ inline u32 rows_of(Stage s, u32 block) { return share(s, block).count
 // The columns of a warp, in steps.
 struct Slice {
     u32 first, count;
-    __device__ Slice(u32 columns, u32 warp) : first(columns / STEP * warp / WARPS), count(columns / STEP * (warp + 1) / WARPS - first) {}
+    __device__ Slice(u32 columns, u32 warp) {
+        u32 steps = columns / STEP;
+        first = steps % WARPS == 0 ? steps / WARPS * warp : steps * warp / WARPS;
+        count = steps % WARPS == 0 ? steps / WARPS : steps * (warp + 1) / WARPS - first;
+    }
 };
 __device__ constexpr u32 steps_max(u32 columns) { return divide_up(columns / STEP, WARPS); }
 

@@ -1,42 +1,10 @@
 // Weights on their way: shared memory as a ring of slots that one warp fills, in the order in which the others will multiply.
 //
-// A slot holds whole rows, each STRIDE apart so that eight rows lie in different banks. Which rows a block needs, and when, is the same for every
+// A slot holds whole rows. Which rows a block needs, and when, is the same for every
 // token, so the fetching warp runs ahead over matrices, layers and tokens, as far as the ring reaches. From Hopper on a row is one bulk copy;
 // before, lanes copy 16 bytes each. The norms' parameters have two places of their own, used in turn.
 #pragma once
-#include "grid_model.cuh"
-
-__device__ inline u32 shared_address(const void *p) { return u32(__cvta_generic_to_shared(p)); }
-
-// A barrier in shared memory: phases end when all have arrived and all bytes announced have come.
-__device__ inline void barrier_init(u64 *barrier, u32 count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count));
-}
-__device__ inline void barrier_arrive(u64 *barrier) {
-    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ inline bool barrier_passed(u64 *barrier, u32 parity) {
-    u32 passed = 0;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(passed) : "r"(shared_address(barrier)), "r"(parity) : "memory");
-#elif __CUDA_ARCH__ >= 800
-    asm volatile("{\n .reg .pred p;\n mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(passed) : "r"(shared_address(barrier)), "r"(parity) : "memory");
-#endif
-    return passed;
-}
-__device__ inline void barrier_wait(u64 *barrier, u32 parity) {
-    for (u32 round = 0; !barrier_passed(barrier, parity); round++) {
-        GRID_ON_SPIN(round, barrier, parity)
-    }
-}
-
-constexpr u32 PAD = 16; // bytes between rows
-__device__ constexpr u32 stride(u32 columns) { return columns * u32(sizeof(Element)) + PAD; }
-__device__ constexpr u32 power_below(u32 n) { return n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1; }
-constexpr u32 SLOT_BYTES = larger(stride(F), stride(C) * (stride(C) * 8 <= 13 * 1024 ? 8 : 4));
-__device__ constexpr u32 slot_rows(Stage s) { return power_below(SLOT_BYTES / stride(inputs(s))); }
+#include "grid_shared.cuh"
 
 #if __CUDA_ARCH__ >= 900
 constexpr u32 FETCH_ARRIVALS = 1;
@@ -45,16 +13,16 @@ constexpr u32 FETCH_ARRIVALS = WARP;
 #endif
 
 // Copies `bytes`, a multiple of 16, by one lane; the barrier counts them.
-__device__ inline void bulk_copy(char *to, const void *from, u32 bytes, u64 *barrier) {
+__device__ inline void bulk_copy(char *to, const void *from, u32 bytes, u32 barrier) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 "l"(from), "r"(bytes), "r"(barrier_address(barrier))
                  : "memory");
 #endif
 }
-__device__ inline void expect(u64 *barrier, u32 bytes) {
+__device__ inline void expect(u32 barrier, u32 bytes) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(shared_address(barrier)), "r"(bytes)
+    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(barrier_address(barrier)), "r"(bytes)
                  : "memory");
 #endif
 }
@@ -65,25 +33,18 @@ __device__ inline void lane_copy(char *to, const void *from, u32 bytes) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + at)), "l"((const char *)from + at) : "memory");
 #endif
 }
-__device__ inline void lanes_done(u64 *barrier) {
+__device__ inline void lanes_done(u32 barrier) {
 #if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier_address(barrier)) : "memory");
 #endif
 }
 
-// Slots with a barrier for each when it is full and one for when every warp has read it; both norms' places likewise.
-struct Ring {
-    char *slots, *norms;
-    u64 *full, *read, *norm_full, *norm_read;
-    u32 length;
-
-    __device__ char *slot(u32 count) const { return slots + count % length * SLOT_BYTES; }
-    __device__ char *norm(u32 count) const { return norms + count % 2 * 2 * C * sizeof(Element); }
-    // Row r of a stage whose first slot is number `slot_count`.
-    template <Stage S> __device__ const char *row(u32 slot_count, u32 r) const {
-        return slot(slot_count + r / slot_rows(S)) + r % slot_rows(S) * stride(inputs(S));
-    }
-};
+// Slot and norm by their number in the order of fetching; row r of a stage whose first slot is number `slot_count`.
+__device__ inline char *slot(u32 count) { return shared<char>(AT_SLOTS) + count % SLOTS * SLOT_BYTES; }
+__device__ inline char *norm(u32 count) { return shared<char>(AT_NORMS) + count % 2 * 2 * C * sizeof(Element); }
+template <Stage S> __device__ const char *slot_row(u32 slot_count, u32 r) {
+    return slot(slot_count + r / slot_rows(S)) + r % slot_rows(S) * stride(inputs(S));
+}
 
 // Where the rows of a stage lie in device memory; null for a row that only fills a word up.
 template <Stage S> __device__ const Element *weight_row(const GridArguments &g, const Layer *layer, u32 first_word, u32 r) {
@@ -101,20 +62,19 @@ template <Stage S> __device__ const Element *weight_row(const GridArguments &g, 
 // The fetching warp.
 struct Fetcher {
     const GridArguments &g;
-    const Ring &ring;
     u32 slot_count = 0, norm_count = 0;
 
     __device__ void norm(const Element *weight, const Element *bias) {
         constexpr u32 BYTES = C * sizeof(Element);
         u32 lane = threadIdx.x % WARP, n = norm_count % 2;
-        barrier_wait(ring.norm_read + n, norm_count / 2 % 2 ^ 1);
-        char *to = ring.norm(norm_count++);
+        barrier_wait(NORM_READ + n, norm_count / 2 % 2 ^ 1);
+        char *to = ::norm(norm_count++);
         if constexpr (FETCH_ARRIVALS == 1) {
-            if (lane == 0) expect(ring.norm_full + n, 2 * BYTES);
+            if (lane == 0) expect(NORM_FULL + n, 2 * BYTES);
             __syncwarp();
-            if (lane < 2) bulk_copy(to + lane * BYTES, lane == 0 ? weight : bias, BYTES, ring.norm_full + n);
+            if (lane < 2) bulk_copy(to + lane * BYTES, lane == 0 ? weight : bias, BYTES, NORM_FULL + n);
         } else {
-            lane_copy(to, weight, BYTES), lane_copy(to + BYTES, bias, BYTES), lanes_done(ring.norm_full + n);
+            lane_copy(to, weight, BYTES), lane_copy(to + BYTES, bias, BYTES), lanes_done(NORM_FULL + n);
         }
     }
 
@@ -123,20 +83,20 @@ struct Fetcher {
         u32 lane = threadIdx.x % WARP, first = share(S, blockIdx.x).first, rows = rows_of(S, blockIdx.x);
         for (u32 r = 0; r < rows; r += slot_rows(S), slot_count++) {
             const Element *from = lane < slot_rows(S) && r + lane < rows ? weight_row<S>(g, layer, first, r + lane) : nullptr;
-            u32 present = __ballot_sync(ALL_LANES, from != nullptr), s = slot_count % ring.length;
-            barrier_wait(ring.read + s, slot_count / ring.length % 2 ^ 1);
-            char *to = ring.slot(slot_count);
+            u32 present = __ballot_sync(ALL_LANES, from != nullptr), s = slot_count % SLOTS;
+            barrier_wait(SLOT_READ + s, slot_count / SLOTS % 2 ^ 1);
+            char *to = slot(slot_count);
             if constexpr (FETCH_ARRIVALS == 1) {
-                if (lane == 0) expect(ring.full + s, BYTES * __popc(present));
+                if (lane == 0) expect(SLOT_FULL + s, BYTES * __popc(present));
                 __syncwarp();
-                if (from != nullptr) bulk_copy(to + lane * stride(inputs(S)), from, BYTES, ring.full + s);
+                if (from != nullptr) bulk_copy(to + lane * stride(inputs(S)), from, BYTES, SLOT_FULL + s);
             } else {
                 for (; present != 0; present &= present - 1) {
                     u32 which = __ffs(present) - 1;
                     u64 address = __shfl_sync(ALL_LANES, reinterpret_cast<u64>(from), which);
                     lane_copy(to + which * stride(inputs(S)), reinterpret_cast<const void *>(address), BYTES);
                 }
-                lanes_done(ring.full + s);
+                lanes_done(SLOT_FULL + s);
             }
         }
     }

@@ -7,35 +7,37 @@
 #pragma once
 #include "grid_ring.cuh"
 
-constexpr u32 TILE_ROWS = 8;
+// Input of bf16, as A takes it: for every step and t < 4 the pairs of columns 2t and 2t + 8, each followed by what rounding left (of DOWN's there is
+// none, nor room). A norm's weight and bias follow in the same form, and 16 bytes of zero. Input of float: the columns in order.
 
-// What a warp has of a word of input: bytes of its part of shared memory for a step of 16 columns. The input of DOWN is exact in bf16.
-__device__ constexpr u32 step_bytes(Stage s) { return HALF && s == DOWN ? 32 : 64; }
-
-// Puts the value of column `c`, counted from the warp's first, into its place. All columns are put before any is read.
-template <Stage S> __device__ void put(char *input, u32 c, float value) {
-    if constexpr (HALF) {
-        char *at = input + c / STEP * 64 + c % 8 / 2 * 16 + c % STEP / 8 * 8 + c % 2 * 2;
-        bf16 high = from_float<bf16>(value);
-        *reinterpret_cast<bf16 *>(at) = high;
-        *reinterpret_cast<bf16 *>(at + 4) = from_float<bf16>(value - to_float(high));
+// Puts the two columns from the even column `c` on, counted from the warp's first.
+template <Stage S> __device__ void put2(char *input, u32 c, float low, float high) {
+    if constexpr (!HALF) {
+        reinterpret_cast<float *>(input)[c] = low, reinterpret_cast<float *>(input)[c + 1] = high;
+    } else if constexpr (S == DOWN) {
+        *reinterpret_cast<u32 *>(input + c / STEP * 32 + c % 8 / 2 * 8 + c % STEP / 8 * 4) = pack(low, high);
     } else {
-        reinterpret_cast<float *>(input)[c] = value;
+        u32 pair = pack(low, high);
+        *reinterpret_cast<uint2 *>(input + c / STEP * 64 + c % 8 / 2 * 16 + c % STEP / 8 * 8) = make_uint2(pair, pack_rest(low, high, pair));
     }
 }
-// Two columns from the even column `c` on.
-template <Stage S> __device__ void put2(char *input, u32 c, float low, float high) {
-    if constexpr (HALF) {
-        bf16 a = from_float<bf16>(low), b = from_float<bf16>(high);
-        u32 pair = u32(b.bits) << 16 | a.bits;
-        if constexpr (S == DOWN) {
-            *reinterpret_cast<u32 *>(input + c / STEP * 32 + c % 8 / 2 * 8 + c % STEP / 8 * 4) = pair;
-        } else {
-            bf16 c2 = from_float<bf16>(low - to_float(a)), d2 = from_float<bf16>(high - to_float(b));
-            *reinterpret_cast<uint2 *>(input + c / STEP * 64 + c % 8 / 2 * 16 + c % STEP / 8 * 8) = make_uint2(pair, u32(d2.bits) << 16 | c2.bits);
-        }
-    } else {
-        reinterpret_cast<float *>(input)[c] = low, reinterpret_cast<float *>(input)[c + 1] = high;
+
+// Brings columns that lie in order at `from`, complete for the warp, into the input's form; a lane each t of a step.
+__device__ inline void arrange(char *input, const float *from, u32 steps, u32 lane) {
+    for (u32 i = lane; i < steps * 4; i += WARP) {
+        const float *at = from + i / 4 * STEP + i % 4 * 2;
+        float2 a = *reinterpret_cast<const float2 *>(at), b = *reinterpret_cast<const float2 *>(at + 8);
+        u32 first = pack(a.x, a.y), second = pack(b.x, b.y);
+        *reinterpret_cast<uint4 *>(input + i * 16) = make_uint4(first, pack_rest(a.x, a.y, first), second, pack_rest(b.x, b.y, second));
+    }
+}
+// The same for a norm's weight and bias, which are bf16: columns from `k` on.
+__device__ inline void arrange_norm(char *input, const char *norm, u32 k, u32 steps, u32 lane) {
+    for (u32 i = lane; i < steps * 8; i += WARP) {
+        u32 kind = i / (steps * 4), place = i % (steps * 4);
+        const char *at = norm + (kind * C + k + place / 4 * STEP + place % 4 * 2) * 2;
+        u32 first = *reinterpret_cast<const u32 *>(at), second = *reinterpret_cast<const u32 *>(at + 16);
+        *reinterpret_cast<uint4 *>(input + (1 + kind) * KIND_BYTES + place * 16) = make_uint4(first, 0, second, 0);
     }
 }
 
@@ -55,21 +57,21 @@ template <> struct Tile<bf16> {
         else
             asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(w[0].x), "=r"(w[0].y) : "r"(at) : "memory");
     }
-    template <Stage S> static __device__ Input input(const char *input, const char *norm, u32 k, u32 step, u32 lane) {
-        uint4 a = make_uint4(0, 0, 0, 0);
-        if (lane < 4) {
-            if constexpr (S == DOWN) {
-                uint2 pairs = *reinterpret_cast<const uint2 *>(input + step * 32 + lane * 8);
-                a.x = pairs.x, a.z = pairs.y;
-            } else {
-                a = *reinterpret_cast<const uint4 *>(input + step * 64 + lane * 16);
-            }
-        } else if (normed(S) && lane < 12) {
-            const char *at = norm + ((lane / 8) * C + k + lane % 4 * 2) * 2;
-            a.x = *reinterpret_cast<const u32 *>(at), a.z = *reinterpret_cast<const u32 *>(at + 16);
-        }
-        // The order of A's registers: rows 0 and 8 of the first eight columns, then of the others.
-        return a;
+    // Where a lane finds its part of every step, and how far apart: rows 0 to 2 of A are the lanes below 12, the others are zero.
+    struct Source {
+        const char *at;
+        u32 apart;
+    };
+    template <Stage S> static __device__ Source source(const char *input, const char *, u32, u32 lane) {
+        if constexpr (S == DOWN) return {lane < 4 ? input + AT_WIDE_INPUT + lane * 8 : input + (AT_WIDE_INPUT - STEP_BYTES), lane < 4 ? 32u : 0u};
+        bool used = lane < 4 * kinds(S);
+        return {used ? input + lane / 4 * KIND_BYTES + lane % 4 * 16 : input + (AT_WIDE_INPUT - STEP_BYTES), used ? 64u : 0u};
+    }
+    template <Stage S> static __device__ Input input(const Source &source, u32 step) {
+        const char *at = source.at + step * source.apart;
+        if constexpr (S != DOWN) return *reinterpret_cast<const uint4 *>(at);
+        uint2 pairs = *reinterpret_cast<const uint2 *>(at);
+        return make_uint4(pairs.x, 0, pairs.y, 0);
     }
     template <Stage S> __device__ void add(const Input &a, const Weights &w) {
 #if __CUDA_ARCH__ >= 800
@@ -101,13 +103,18 @@ template <> struct Tile<float> {
         for (u32 i = 0; i < COUNT; i++)
             w[i] = *reinterpret_cast<const float4 *>(row + (k + i * STEP + lane / 8 * 4) * 4);
     }
-    template <Stage S> static __device__ Input input(const char *input, const char *norm, u32 k, u32 step, u32 lane) {
-        u32 column = lane / 8 * 4;
+    struct Source {
+        const char *x, *norm;
+    };
+    template <Stage S> static __device__ Source source(const char *input, const char *norm, u32 k, u32 lane) {
+        return {input + (S == DOWN ? AT_WIDE_INPUT : 0) + lane / 8 * 16, norm + (k + lane / 8 * 4) * 4};
+    }
+    template <Stage S> static __device__ Input input(const Source &source, u32 step) {
         Input in = {};
-        in.x = *reinterpret_cast<const float4 *>(input + (step * STEP + column) * 4);
+        in.x = *reinterpret_cast<const float4 *>(source.x + step * STEP_BYTES);
         if constexpr (normed(S)) {
-            in.weight = *reinterpret_cast<const float4 *>(norm + (k + column) * 4);
-            in.bias = *reinterpret_cast<const float4 *>(norm + (C + k + column) * 4);
+            in.weight = *reinterpret_cast<const float4 *>(source.norm + step * STEP_BYTES);
+            in.bias = *reinterpret_cast<const float4 *>(source.norm + C * 4 + step * STEP_BYTES);
         }
         return in;
     }
