@@ -33,29 +33,42 @@ struct Rule {
           exact(s.temperature != 0 && ((s.top_k > 0 && s.top_k < VOCAB) || s.top_p < 1)) {}
 };
 
+// The bias of row `row` of a block whose first word is `first`.
+template <Stage S> __device__ float bias_of(const Element *bias, u32 first, u32 row, bool valid) {
+    u32 index = first * rows_a_word(S) + row;
+    return valid && index < (S == UP ? F : C) ? to_float(bias[index]) : 0.0f;
+}
+
+// The biases of a finishing lane's rows of the first pass, read a layer ahead.
+struct Biases {
+    float out, up, down;
+
+    __device__ Biases(const Block &b, const Layer &layer) {
+        u32 row = (b.warp - WARPS) * FINISHER_ROWS + b.lane;
+        bool valid = b.lane < FINISHER_ROWS;
+        out = bias_of<OUT>(layer.out_bias, share(OUT, b.block).first, row, valid && row < rows_of(OUT, b.block));
+        up = bias_of<UP>(layer.up_bias, share(UP, b.block).first, row, valid && row < rows_of(UP, b.block));
+        down = bias_of<DOWN>(layer.down_bias, share(DOWN, b.block).first, row, valid && row < rows_of(DOWN, b.block));
+    }
+};
+
 // What becomes of a stage's rows. `prepare` fetches what does not depend on the sums.
 template <Stage S> struct Send {
     uint4 *words;
-    u32 first, epoch;
+    u32 first, epoch, lane;
     const Element *bias;
-    float *residual = shared<float>(AT_OWN);
-    float shift = 0;
+    float early, shift = 0;
 
-    __device__ Send(const Block &b, u32 at, const Element *bias, u32 epoch)
-        : words(words_at(b.g.exchange, at, epoch)), first(share(S, b.block).first), epoch(epoch), bias(bias) {}
+    __device__ Send(const Block &b, u32 at, const Element *bias, float early, u32 epoch)
+        : words(words_at(b.g.exchange, at, epoch, 0)), first(share(S, b.block).first), epoch(epoch), lane(b.lane), bias(bias), early(early) {}
     __device__ void prepare(u32 row, bool valid) {
-        u32 index = first * rows_a_word(S) + row;
-        if (S != QKV) shift = valid && index < (S == UP ? F : C) ? to_float(bias[index]) : 0.0f;
+        if (S != QKV) shift = row < PASS_ROWS ? early : bias_of<S>(bias, first, row, valid);
     }
     __device__ void operator()(u32 row, float sum, bool valid) {
-        float value = sum + shift;
+        float value = sum + shift, *residual = shared<float>(AT_OWN) + row;
         if (S == UP) value = gelu(value);
-        if (S == OUT || S == DOWN) {
-            value += valid ? residual[row] : 0.0f;
-            if (valid) residual[row] = value;
-        }
-        u32 word = row / rows_a_word(S);
-        send_lanes<rows_a_word(S)>(words + first + word, value, valid && row % rows_a_word(S) == 0, epoch);
+        if ((S == OUT || S == DOWN) && valid) value += *residual, *residual = value;
+        send_lanes<rows_a_word(S)>(words + first + row / rows_a_word(S), __float_as_uint(value), valid, epoch, S != QKV, lane);
     }
 };
 
@@ -88,7 +101,7 @@ __device__ inline u64 lanes_best(u64 best) {
 
 // All workers agree on the token. `best` is shared memory: a place for each multiplying warp.
 __device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u64 *best) {
-    uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch);
+    uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch, b.block), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0);
     if (b.warp < WARPS) {
         u64 mine = 0;
         for (u32 start = b.warp * WARP; start < BLOCKS * FINISHERS; start += WARPS * WARP) {
@@ -129,10 +142,10 @@ __device__ inline void multiply_token(Block &b, u32 &task_count, Token &t) {
         u32 epoch = t.epoch + 1;
         multiply<QKV>(b, FromResidual<QKV>{residual, t.epoch, token, position});
         attend(b, task_count, g.layers[l], t.past, epoch);
-        multiply<OUT>(b, FromCore{words_at(g.exchange, AT_CORE, epoch), epoch, pieces(t.past)});
-        multiply<UP>(b, FromResidual<UP>{words_at(g.exchange, AT_MIDDLE, epoch), epoch, nullptr, nullptr});
-        multiply<DOWN>(b, FromHidden{words_at(g.exchange, AT_HIDDEN, epoch), epoch});
-        residual = words_at(g.exchange, AT_RESIDUAL, epoch);
+        multiply<OUT>(b, FromCore{words_at(g.exchange, AT_CORE, epoch, b.block), epoch, pieces(t.past)});
+        multiply<UP>(b, FromResidual<UP>{words_at(g.exchange, AT_MIDDLE, epoch, b.block), epoch, nullptr, nullptr});
+        multiply<DOWN>(b, FromHidden{words_at(g.exchange, AT_HIDDEN, epoch, b.block), epoch});
+        residual = words_at(g.exchange, AT_RESIDUAL, epoch, b.block);
         t.epoch = epoch;
     }
     multiply<HEAD>(b, FromResidual<HEAD>{residual, t.epoch, nullptr, nullptr});
@@ -150,17 +163,19 @@ __device__ inline void embed_rows(const Block &b, const Token &t) {
 }
 
 // A finishing warp's part of a token.
-__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const Rule &rule) {
+__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const Rule &rule, Biases &next) {
     const GridArguments &g = b.g;
     embed_rows(b, t);
     for (u32 l = 0; l < LAYERS; l++) {
         const Layer &layer = g.layers[l];
         u32 epoch = ++t.epoch;
-        finish<QKV>(b, Send<QKV>(b, AT_QKV, nullptr, epoch));
+        Biases biases = next;
+        next = Biases(b, g.layers[l + 1 < LAYERS ? l + 1 : 0]);
+        finish<QKV>(b, Send<QKV>(b, AT_QKV, nullptr, 0, epoch));
         finish_attention(b, task_count, layer, t.past, epoch);
-        finish<OUT>(b, Send<OUT>(b, AT_MIDDLE, layer.out_bias, epoch));
-        finish<UP>(b, Send<UP>(b, AT_HIDDEN, layer.up_bias, epoch));
-        finish<DOWN>(b, Send<DOWN>(b, AT_RESIDUAL, layer.down_bias, epoch));
+        finish<OUT>(b, Send<OUT>(b, AT_MIDDLE, layer.out_bias, biases.out, epoch));
+        finish<UP>(b, Send<UP>(b, AT_HIDDEN, layer.up_bias, biases.up, epoch));
+        finish<DOWN>(b, Send<DOWN>(b, AT_RESIDUAL, layer.down_bias, biases.down, epoch));
     }
     Choose choose(rule, g.logits, t.step);
     finish<HEAD>(b, choose);
@@ -168,8 +183,8 @@ __device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const R
     if (!picks(blockIdx.x, finisher)) return;
     if (rule.exact) __threadfence();
     u64 best = lanes_best(choose.best);
-    if (b.lane == 0)
-        send(words_at(g.exchange, AT_PICK, t.epoch) + blockIdx.x * FINISHERS + finisher, u32(best), u32(best >> 32), 0, t.epoch);
+    if (b.lane < REPLICAS)
+        send(words_at(g.exchange, AT_PICK, t.epoch, b.lane) + blockIdx.x * FINISHERS + finisher, u32(best), u32(best >> 32), 0, t.epoch);
 }
 
 // Block 0 hands the token to the host, and moves what the next launch reads.
@@ -202,9 +217,10 @@ __device__ inline void decode_grid(const GridArguments &g) {
         Fetcher{g}.run();
     } else {
         Block b = {g, blockIdx.x, warp, threadIdx.x % WARP};
+        Biases next(b, g.layers[0]);
         for (u32 i = 0; i < g.steps; i++) {
             if (warp < WARPS) multiply_token(b, task_count, t);
-            else finish_token(b, task_count, t, rule);
+            else finish_token(b, task_count, t, rule, next);
             t.id = agree(b, rule, t, shared<u64>(AT_BEST) + i % 2 * WARPS);
             t.past++, t.step++;
             if (blockIdx.x == 0 && warp == WARPS && b.lane == 0) deliver(g, t, issued++);

@@ -117,7 +117,7 @@ __device__ inline void attend(Block &b, u32 &task_count, const Layer &layer, u32
             const float *query = b.query();
             for (u32 start = first; start < past; start += WARPS * SPLITS * KEYS) {
                 rows.load(layer, head, start, past, b.lane);
-                if (start == first) receive_head(b.query(), words_at(b.g.exchange, AT_QKV, epoch) + head * 3 * HEAD_WORDS, epoch, b.lane);
+                if (start == first) receive_head(b.query(), words_at(b.g.exchange, AT_QKV, epoch, 0) + head * 3 * HEAD_WORDS, epoch, b.lane);
                 float x = scaled(rows.score(query, b.lane)), before = maximum; // all lanes add up the scores
                 if (start + b.lane / KEY_LANES >= past) x = MINUS_INFINITY;
                 maximum = fmaxf(before, warp_max(x));
@@ -184,7 +184,7 @@ __device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &
         if (piece >= pieces(past)) continue;
         float *newest = core_sums(b.warp), score = MINUS_INFINITY;
         if (past / KEYS % SPLITS == piece) {
-            const uint4 *words = words_at(b.g.exchange, AT_QKV, epoch) + head * 3 * HEAD_WORDS;
+            const uint4 *words = words_at(b.g.exchange, AT_QKV, epoch, 0) + head * 3 * HEAD_WORDS;
             score = newest_position(newest, words, epoch, layer, (u64(head) * CONTEXT + past) * D, finisher == 0, finisher == 1, b.lane);
         }
         barrier_wait(CORE_FULL, task_count % 2);
@@ -193,7 +193,7 @@ __device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &
         float own = exponential(score - maximum);
         sum_of_weights = own;
         for (u32 w = 0; w < busy; w++) sum_of_weights = fmaf(exponential(spans()[w].x - maximum), spans()[w].y, sum_of_weights);
-        uint4 *words = words_at(b.g.exchange, AT_CORE, epoch) + task * TASK_WORDS;
+        uint4 *words = words_at(b.g.exchange, AT_CORE, epoch, 0) + task * TASK_WORDS;
         for (u32 from = finisher * WARP_WORDS; from < HEAD_WORDS; from += FINISHERS * WARP_WORDS) {
             u32 word = from + b.lane / 3, d = word * PACK + b.lane % 3 * LANE_VALUES;
             bool inside = b.lane < 3 * WARP_WORDS && word < HEAD_WORDS && d < D;
@@ -210,10 +210,10 @@ __device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &
             u32 mine = 0;
             if constexpr (HALF) mine = pack(value[0] / sum_of_weights, value[LANE_VALUES - 1] / sum_of_weights);
             else mine = __float_as_uint(value[0] / sum_of_weights);
-            u32 second = __shfl_down_sync(ALL_LANES, mine, 1), third = __shfl_down_sync(ALL_LANES, mine, 2);
-            if (inside && b.lane % 3 == 0) send(words + word, mine, second, third, epoch);
+            send_lanes<3>(words + word, mine, b.lane < 3 * WARP_WORDS && word < HEAD_WORDS, epoch, true, b.lane);
         }
-        if (SPLITS > 1 && finisher == 0 && b.lane == 0) send(words + HEAD_WORDS, __float_as_uint(maximum), __float_as_uint(sum_of_weights), 0, epoch);
+        if (SPLITS > 1 && finisher == 0 && b.lane < REPLICAS)
+            send(words + b.lane * COPY_WORDS + HEAD_WORDS, __float_as_uint(maximum), __float_as_uint(sum_of_weights), 0, epoch);
         __syncwarp();
         if (b.lane == 0) barrier_arrive(CORE_FREE);
         task_count++;

@@ -11,9 +11,14 @@ constexpr u32 TASK_WORDS = HEAD_WORDS + 1;
 constexpr u32 AT_QKV = 0, AT_CORE = AT_QKV + words(QKV), AT_MIDDLE = AT_CORE + H * SPLITS * TASK_WORDS;
 constexpr u32 AT_HIDDEN = AT_MIDDLE + words(OUT), AT_RESIDUAL = AT_HIDDEN + words(UP);
 constexpr u32 AT_PICK = AT_RESIDUAL + words(DOWN), AT_TOKEN = AT_PICK + BLOCKS * FINISHERS;
-constexpr u32 PARITY_WORDS = AT_TOKEN + 1, EXCHANGE_WORDS = 2 * PARITY_WORDS;
+constexpr u32 COPY_WORDS = AT_TOKEN + 1;
 
-__device__ inline uint4 *words_at(uint4 *exchange, u32 at, u32 epoch) { return exchange + epoch % 2 * PARITY_WORDS + at; }
+// Words that all blocks read are there REPLICAS times, so that not all of them poll the same lines: block b reads copy b % REPLICAS.
+constexpr u32 REPLICAS = 6, EXCHANGE_WORDS = 2 * REPLICAS * COPY_WORDS;
+
+__device__ inline uint4 *words_at(uint4 *exchange, u32 at, u32 epoch, u32 copy) {
+    return exchange + (epoch % 2 * REPLICAS + copy % REPLICAS) * COPY_WORDS + at;
+}
 
 __device__ inline void send(uint4 *word, u32 a, u32 b, u32 c, u32 epoch) {
     asm volatile("{\n .reg .b128 word;\n .reg .b64 low, high;\n mov.b64 low, {%1, %2};\n mov.b64 high, {%3, %4};\n"
@@ -66,13 +71,18 @@ __device__ inline u32 pack_rest(float low, float high, u32 pair) {
     return pack(low - __uint_as_float(pair << 16), high - __uint_as_float(pair & 0xffff0000u));
 }
 
-// Sends the words of neighbouring lanes, COUNT values each, one a lane; the first lane of a word, if `sends`, writes it to `word`. All
-// lanes call this.
-template <u32 COUNT> __device__ void send_lanes(uint4 *word, float value, bool sends, u32 epoch) {
-    float part[COUNT];
+// Sends words of COUNT neighbouring lanes, 3 with 32 bits each or 6 with a value to be rounded to bf16, to all copies of `word`, or to the first
+// alone. All lanes call this, those of a word that is not to be sent with `sends` false.
+template <u32 COUNT> __device__ void send_lanes(uint4 *word, u32 mine, bool sends, u32 epoch, bool copies, u32 lane) {
+    u32 start = lane / COUNT * COUNT, part[3];
+    if constexpr (COUNT == 6) mine = pack(__uint_as_float(mine), __uint_as_float(__shfl_down_sync(ALL_LANES, mine, 1)));
 #pragma unroll
-    for (u32 i = 0; i < COUNT; i++) part[i] = __shfl_down_sync(ALL_LANES, value, i);
+    for (u32 i = 0; i < 3; i++) part[i] = __shfl_sync(ALL_LANES, mine, start + i * (COUNT / 3));
     if (!sends) return;
-    if constexpr (COUNT == 6) send(word, pack(part[0], part[1]), pack(part[2], part[3]), pack(part[4], part[5]), epoch);
-    else send(word, __float_as_uint(part[0]), __float_as_uint(part[1]), __float_as_uint(part[2]), epoch);
+    if (!copies) {
+        if (lane == start) send(word, part[0], part[1], part[2], epoch);
+        return;
+    }
+#pragma unroll
+    for (u32 copy = 0; copy < REPLICAS; copy += COUNT) send(word + (copy + lane - start) * COPY_WORDS, part[0], part[1], part[2], epoch);
 }

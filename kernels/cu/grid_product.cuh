@@ -205,8 +205,9 @@ __device__ void multiply_ring(const Block &b, Tile<Element> &tile, u32 row, u32 
 template <Stage S, typename From> __device__ void multiply(Block &b, const From &from) {
     typedef Tile<Element> T;
     constexpr u32 STEPS = steps_max(inputs(S)), TILES = pass_rows(S) / TILE_ROWS;
-    constexpr bool HELD = rows_max(S) <= PASS_ROWS && divide_up(rows_max(S), slot_rows(S)) <= 8 &&
-                          TILES * STEPS * sizeof(typename T::Weights) <= (WARPS == 8 ? 192 : 96);
+    constexpr bool HELD = rows_max(S) <= PASS_ROWS && divide_up(rows_max(S), slot_rows(S)) <= smaller(SLOTS, 8) &&
+                          TILES * STEPS * sizeof(typename T::Weights) <= (WARPS == 8 ? 192 : 96); // bytes of registers
+    static_assert(divide_up(TILE_ROWS, slot_rows(S)) <= SLOTS, "the ring holds a tile");
     b.forget();
     u32 rows = rows_of(S, b.block);
     if (rows == 0) return;
@@ -221,7 +222,7 @@ template <Stage S, typename From> __device__ void multiply(Block &b, const From 
         release_slots(b, 0, slots);
     }
     if (normed(S)) barrier_wait(NORM_FULL + b.norm_count % 2, b.norm_count / 2 % 2);
-    typename T::Source source = T::template source<S>(b.input(), norm, slice.first * STEP, b.lane);
+    typename T::Source source = T::template source<S>(b.input(), norm, slice, b.lane);
     float inverse = 1.0f / larger(slice.count * STEP, 1);
     Spread spread = from(b, slice, norm);
     __syncwarp();

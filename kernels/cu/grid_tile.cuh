@@ -62,7 +62,7 @@ template <> struct Tile<bf16> {
         const char *at;
         u32 apart;
     };
-    template <Stage S> static __device__ Source source(const char *input, const char *, u32, u32 lane) {
+    template <Stage S> static __device__ Source source(const char *input, const char *, Slice, u32 lane) {
         if constexpr (S == DOWN) return {lane < 4 ? input + AT_WIDE_INPUT + lane * 8 : input + (AT_WIDE_INPUT - STEP_BYTES), lane < 4 ? 32u : 0u};
         bool used = lane < 4 * kinds(S);
         return {used ? input + lane / 4 * KIND_BYTES + lane % 4 * 16 : input + (AT_WIDE_INPUT - STEP_BYTES), used ? 64u : 0u};
@@ -105,14 +105,15 @@ template <> struct Tile<float> {
     }
     struct Source {
         const char *x, *norm;
+        u32 steps;
     };
-    template <Stage S> static __device__ Source source(const char *input, const char *norm, u32 k, u32 lane) {
-        return {input + (S == DOWN ? AT_WIDE_INPUT : 0) + lane / 8 * 16, norm + (k + lane / 8 * 4) * 4};
+    template <Stage S> static __device__ Source source(const char *input, const char *norm, Slice slice, u32 lane) {
+        return {input + (S == DOWN ? AT_WIDE_INPUT : 0) + lane / 8 * 16, norm + (slice.first * STEP + lane / 8 * 4) * 4, slice.count};
     }
     template <Stage S> static __device__ Input input(const Source &source, u32 step) {
         Input in = {};
         in.x = *reinterpret_cast<const float4 *>(source.x + step * STEP_BYTES);
-        if constexpr (normed(S)) {
+        if (normed(S) && (C / STEP % WARPS == 0 || step < source.steps)) {
             in.weight = *reinterpret_cast<const float4 *>(source.norm + step * STEP_BYTES);
             in.bias = *reinterpret_cast<const float4 *>(source.norm + C * 4 + step * STEP_BYTES);
         }
