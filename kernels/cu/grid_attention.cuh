@@ -242,7 +242,7 @@ struct FromCore {
             for (u32 j = 0; j < PACK; j += HALF ? 2 : 1) {
                 u32 c = column + j;
                 if (c < from || c >= to || word % HEAD_WORDS * PACK + j >= D) continue;
-                if constexpr (HALF) put2<OUT>(input, c - from, value[j], value[j + 1]);
+                if constexpr (HALF) put2(input, c - from, value[j], value[j + 1]);
                 else reinterpret_cast<float *>(input)[c - from] = value[j];
             }
         }

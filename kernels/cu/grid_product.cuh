@@ -126,7 +126,7 @@ struct FromHidden {
             for (u32 j = 0; j < 3; j++) { // a pair, or a float
                 u32 column = (columns.first + i * WARP) * PACK + j * (PACK / 3), c = column - columns.from;
                 u32 value = j == 0 ? v[i].x : j == 1 ? v[i].y : v[i].z;
-                if (columns.has(column)) *reinterpret_cast<u32 *>(input + (HALF ? c / STEP * 32 + c % 8 * 4 + c % STEP / 8 * 4 : c * 4)) = value;
+                if (columns.has(column)) *reinterpret_cast<u32 *>(input + (HALF ? c / STEP * WIDE_STEP_BYTES + c % 8 * 4 + c % STEP / 8 * 4 : c * 4)) = value;
             }
         return {};
     }
@@ -157,10 +157,10 @@ __device__ void multiply_held(Tile<Element> (&tile)[TILES], const typename Tile<
     constexpr u32 PARTS = TILES == 1 ? 4 : TILES == 2 ? 2 : 1;
     Tile<Element> part[PARTS][TILES];
 #pragma unroll
-    for (u32 i = 0; i < STEPS; i++) {
-        auto in = Tile<Element>::template input<S>(source, i);
+    for (u32 i = 0; i < STEPS; i += 2) {
+        auto in = Tile<Element>::template input<S>(source, i, i + 1 < STEPS);
 #pragma unroll
-        for (u32 t = 0; t < TILES; t++) part[i % PARTS][t].template add<S>(in, held[t][i]);
+        for (u32 t = 0; t < TILES; t++) part[i / 2 % PARTS][t].template add<S>(in, held[t] + i, i + 1 < STEPS);
     }
 #pragma unroll
     for (u32 t = 0; t < TILES; t++) {
@@ -178,8 +178,7 @@ __device__ void multiply_steps(Tile<Element> (&part)[4], const char *row, const 
         typename Tile<Element>::Weights w[2];
         if (i + 1 < COUNT) Tile<Element>::template load<2>(w, row, (place + i) * STEP, lane);
         else Tile<Element>::template load<1>(w, row, (place + i) * STEP, lane);
-#pragma unroll
-        for (u32 j = 0; j < 2 && i + j < COUNT; j++) part[(i + j) % 4].template add<S>(Tile<Element>::template input<S>(source, step + i + j), w[j]);
+        part[i / 2 % 4].template add<S>(Tile<Element>::template input<S>(source, step + i, i + 1 < COUNT), w, i + 1 < COUNT);
     }
 }
 

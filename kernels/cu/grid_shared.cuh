@@ -27,9 +27,8 @@ constexpr u32 PARTIAL_ROWS = larger(larger(larger(pass_rows(QKV), pass_rows(OUT)
 constexpr u32 ROW_SUMS = WARPS + 4, KIND_SUMS = PARTIAL_ROWS * ROW_SUMS, PARTIAL_SUMS = 3 * KIND_SUMS, CORE_SUMS = D + 4;
 
 // A warp's input: of C columns, with the norm's weight and bias beside them, and of F columns. Steps that a warp does not have stay zero.
-__device__ constexpr u32 kinds(Stage s) { return normed(s) ? 3 : 1; }
-constexpr u32 STEP_BYTES = 64, PAIR_BYTES = HALF ? 32 : 64, KIND_BYTES = steps_max(C) * STEP_BYTES;
-constexpr u32 AT_WIDE_INPUT = (HALF ? 3 : 1) * KIND_BYTES + STEP_BYTES, INPUT_BYTES = AT_WIDE_INPUT + steps_max(F) * PAIR_BYTES;
+constexpr u32 STEP_BYTES = HALF ? 128 : 64, WIDE_STEP_BYTES = HALF ? 32 : 64, KIND_BYTES = 32;
+constexpr u32 AT_WIDE_INPUT = steps_max(C) * STEP_BYTES, INPUT_BYTES = AT_WIDE_INPUT + steps_max(F) * WIDE_STEP_BYTES;
 constexpr u32 QUERY_SUMS = larger(D, steps_max(C) * STEP);
 
 constexpr u32 AT_INPUTS = 0, AT_QUERIES = AT_INPUTS + WARPS * INPUT_BYTES, AT_PARTIAL = AT_QUERIES + WARPS * QUERY_SUMS * 4;
