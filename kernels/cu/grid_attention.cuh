@@ -175,6 +175,14 @@ __device__ inline float newest_position(float *value, const uint4 *words, u32 ep
     return scaled(warp_sum(dot));
 }
 
+// What `combine` makes of the values of PEERS neighbouring lanes, each of which speaks for a multiplying warp.
+constexpr u32 PEERS = WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
+template <typename Combine> __device__ float across_peers(float x, Combine combine) {
+#pragma unroll
+    for (u32 lanes = 1; lanes < PEERS; lanes *= 2) x = combine(x, __shfl_xor_sync(ALL_LANES, x, lanes));
+    return x;
+}
+
 // A finishing warp's part: merges the warps' sums, and the newest position where it belongs to the block's piece, and sends them.
 __device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
     constexpr u32 LANE_VALUES = PACK / 3, WARP_WORDS = 10;
@@ -188,28 +196,26 @@ __device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &
             score = newest_position(newest, words, epoch, layer, (u64(head) * CONTEXT + past) * D, finisher == 0, finisher == 1, b.lane);
         }
         barrier_wait(CORE_FULL, task_count % 2);
-        float maximum = score, sum_of_weights = 0;
-        for (u32 w = 0; w < busy; w++) maximum = fmaxf(maximum, spans()[w].x);
-        float own = exponential(score - maximum);
-        sum_of_weights = own;
-        for (u32 w = 0; w < busy; w++) sum_of_weights = fmaf(exponential(spans()[w].x - maximum), spans()[w].y, sum_of_weights);
+        float2 span = b.lane % PEERS < busy ? spans()[b.lane % PEERS] : make_float2(MINUS_INFINITY, 0);
+        float maximum = fmaxf(score, across_peers(span.x, [](float x, float y) { return fmaxf(x, y); }));
+        float weight = exponential(span.x - maximum), own = exponential(score - maximum);
+        float sum_of_weights = own + across_peers(weight * span.y, [](float x, float y) { return x + y; }), scale = 1 / sum_of_weights;
         uint4 *words = words_at(b.g.exchange, AT_CORE, epoch, 0) + task * TASK_WORDS;
         for (u32 from = finisher * WARP_WORDS; from < HEAD_WORDS; from += FINISHERS * WARP_WORDS) {
             u32 word = from + b.lane / 3, d = word * PACK + b.lane % 3 * LANE_VALUES;
             bool inside = b.lane < 3 * WARP_WORDS && word < HEAD_WORDS && d < D;
-            float value[LANE_VALUES] = {};
-            if (inside) {
+            float value[2] = {};
 #pragma unroll
-                for (u32 i = 0; i < LANE_VALUES; i++) value[i] = score > MINUS_INFINITY ? own * newest[d + i] : 0.0f;
-                for (u32 w = 0; w < busy; w++) {
-                    float weight = exponential(spans()[w].x - maximum);
+            for (u32 i = 0; i < LANE_VALUES; i++)
+                if (inside && score > MINUS_INFINITY) value[i] = own * newest[d + i];
 #pragma unroll
-                    for (u32 i = 0; i < LANE_VALUES; i++) value[i] = fmaf(weight, core_sums(w)[d + i], value[i]);
-                }
+            for (u32 w = 0; w < WARPS; w++) {
+                float share = __shfl_sync(ALL_LANES, weight, w);
+#pragma unroll
+                for (u32 i = 0; i < LANE_VALUES; i++)
+                    if (inside && w < busy) value[i] = fmaf(share, core_sums(w)[d + i], value[i]);
             }
-            u32 mine = 0;
-            if constexpr (HALF) mine = pack(value[0] / sum_of_weights, value[LANE_VALUES - 1] / sum_of_weights);
-            else mine = __float_as_uint(value[0] / sum_of_weights);
+            u32 mine = HALF ? pack(value[0] * scale, value[1] * scale) : __float_as_uint(value[0] * scale);
             send_lanes<3>(words + word, mine, b.lane < 3 * WARP_WORDS && word < HEAD_WORDS, epoch, true, b.lane);
         }
         if (SPLITS > 1 && finisher == 0 && b.lane < REPLICAS)

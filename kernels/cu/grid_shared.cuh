@@ -17,7 +17,9 @@
 constexpr u32 PAD = 16;
 __device__ constexpr u32 stride(u32 columns) { return columns * u32(sizeof(Element)) + PAD; }
 __device__ constexpr u32 power_below(u32 n) { return n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1; }
-constexpr u32 SLOT_BYTES = larger(stride(F), stride(C) * (stride(C) * 8 <= 13 * 1024 ? 8 : 4));
+// A slot's length lets the rows of DOWN, few of which fit into one, go on through the banks from slot to slot.
+constexpr u32 SLOT_LEAST = larger(stride(F), stride(C) * (stride(C) * 8 <= 13 * 1024 ? 8 : 4));
+constexpr u32 SLOT_BYTES = divide_up(SLOT_LEAST - PAD * power_below(SLOT_LEAST / stride(F)), 128) * 128 + PAD * power_below(SLOT_LEAST / stride(F));
 __device__ constexpr u32 slot_rows(Stage s) { return power_below(SLOT_BYTES / stride(inputs(s))); }
 
 // Rows are multiplied in tiles, and added up in passes; a finisher's rows of a pass are whole words.
