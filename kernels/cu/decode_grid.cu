@@ -1,9 +1,9 @@
 // A whole generation in one launch: `steps` tokens of a batch of one, over all multiprocessors, whose blocks talk through L2.
 //
-// For models whose weights exceed a few multiprocessors' memory, and for GPUs without clusters (from sm_80 on). A program of its own, compiled for one
-// model: grid_model.cuh lists the constants. Grid: GRID_BLOCKS blocks of THREADS = 32 (GRID_WARPS + 3) threads, all resident at once (one a
-// multiprocessor), SHARED_BYTES of dynamic shared memory (constant `decode_grid_shared_bytes`). The exchange needs 16 `decode_grid_exchange_words` bytes,
-// GridState 8; both zero before the first launch, and of no other use.
+// For models whose weights exceed a few multiprocessors' memory, and for GPUs without clusters (from sm_80 on). A program of its own, compiled for
+// one model: grid_model.cuh lists the constants. Grid: GRID_BLOCKS blocks of THREADS = 32 (GRID_WARPS + 3) threads, all resident at once (one a
+// multiprocessor: a cooperative launch sees to it), with decode_grid_shared_bytes of dynamic shared memory. The exchange needs 16
+// decode_grid_exchange_words bytes, GridState 8; both zero before the first launch, and of no other use.
 //
 // A block: GRID_WARPS warps multiply, each its columns of all the block's rows; 2 finish, adding the warps' sums, and send them; 1 fetches
 // weights into the ring (grid_ring.cuh). Per layer five results travel (grid_exchange.cuh): q, k, v to the tasks of attention, its result, the
@@ -14,7 +14,7 @@
 #include "grid_attention.cuh"
 #include "sample.cu"
 
-extern "C" __device__ const u32 decode_grid_shared_bytes = SHARED_BYTES, decode_grid_exchange_words = EXCHANGE_WORDS;
+extern "C" __device__ u32 decode_grid_shared_bytes = SHARED_BYTES, decode_grid_exchange_words = EXCHANGE_WORDS;
 
 // Block-wide barrier of all but the fetching warp.
 __device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }

@@ -2,9 +2,10 @@
 //
 // Dimensions come as -D constants, so that every loop over them is unrolled or counted at compile time:
 //   GRID_ELEMENT         bf16 or float: weights, cache, and activations inside a block
+//   GRID_HALF            1 for bf16, else 0: which entry point there is
 //   GRID_CHANNELS, GRID_HEADS, GRID_WIDTH, GRID_LAYERS, GRID_CONTEXT, GRID_VOCAB
 //   GRID_BLOCKS          blocks of the launch, one a multiprocessor; any number from 1 on
-//   GRID_WARPS           warps of a block that multiply, at least 8
+//   GRID_WARPS           warps of a block that multiply: 8, or a multiple of 4 above; with 8 nothing spills
 //   GRID_SPLITS          pieces that a head's cache is cut into, a task each
 //   GRID_SHARED          bytes of shared memory that a block may have
 //
