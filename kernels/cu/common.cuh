@@ -37,6 +37,16 @@ __device__ inline float4 unpack4(uint2 raw) {
 }
 __device__ inline float4 load4(const bf16 *p) { return unpack4(*reinterpret_cast<const uint2 *>(p)); }
 
+// Four elements as they are stored: a load alone, so that many can be in flight; the conversion comes with the use.
+template <typename T> struct Four;
+template <> struct Four<float> {
+    float4 raw;
+    __device__ float4 values() const { return raw; }
+};
+template <> struct Four<bf16> {
+    uint2 raw;
+    __device__ float4 values() const { return unpack4(raw); }
+};
 __device__ inline float dot4(float4 a, float4 b, float sum) {
     return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sum))));
 }

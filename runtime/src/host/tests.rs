@@ -162,7 +162,7 @@ fn embedding_marks_what_the_tables_lack() {
 fn sampled_tokens_leave_in_order_and_the_cursor_moves_on() {
     let mut host = Host::<f32>::new();
     let logits = host.wide(&Entry::new("logits", &[2, 3], Kind::Wide)).unwrap();
-    let (mut outbox, mut tokens, mut cursor) = (host.outbox(2).unwrap(), vec![9; 2], vec![5, 7]);
+    let (mut outbox, mut tokens, mut cursor) = (host.outbox(OUTBOX_ROWS, 2).unwrap(), vec![9; 2], vec![5, 7]);
     let mut sample = |host: &mut Host<f32>, outbox: &mut _, logits: &Vec<f32>| {
         host.sample(outbox, &mut tokens, &mut cursor, logits, 2, 3, 4).unwrap();
         (tokens.clone(), cursor.clone())
