@@ -50,8 +50,8 @@ struct Decoder {
     float mean = 0, own = 0; // of the last norm; the residual's row that this lane sums
     Four<Element> head_rows[HEAD_ROWS][C / CHUNK];
 
-    __device__ Decoder(const DecodeArguments &a, Shared &s, const char *window)
-        : a(a), s(s), reader(s, window), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP) {
+    __device__ Decoder(const DecodeArguments &a, Shared &s)
+        : a(a), s(s), reader(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP) {
         if (HEAD_HELD) load_head();
     }
     __device__ void load_head() {
@@ -70,7 +70,7 @@ struct Decoder {
     // What one brings to a block.
     static __device__ constexpr u32 bytes(u32 handoff) {
         return handoff == QKV      ? 3 * D * sizeof(float)
-               : handoff == CORE   ? S * C * sizeof(Element) + (S > 1 ? S * H * sizeof(float2) : 0)
+               : handoff == CORE   ? S * C * sizeof(Element) + S * H * sizeof(float2)
                : handoff == HIDDEN ? F * sizeof(Element)
                : handoff == LOGITS ? V * sizeof(float)
                                    : C * sizeof(float);
@@ -154,7 +154,8 @@ struct Decoder {
 
 // x = token + position: all of it in every warp.
 __device__ void Decoder::embed(Row &row, u32 token, u32 position) {
-    const Element *t = a.token + u64(token) * C, *p = a.position + u64(position) * C;
+    const Element *held = reinterpret_cast<const Element *>(reinterpret_cast<const char *>(&s) + TABLE_START);
+    const Element *t = (TABLE_HELD ? held : a.token) + u64(token) * C, *p = a.position + u64(position) * C;
     float sum = 0;
 #pragma unroll
     for (int c = 0; c < int(C / CHUNK); c++) {
@@ -215,14 +216,13 @@ __device__ void Decoder::core(Element *keys, Element *values, Batch &batch, u32 
     float2 theirs = s.part_mass[lane / AT_ONCE];
     float most = Weighted::largest_of_warp(theirs.x), weight = theirs.x == MINUS_INFINITY ? 0.0f : power_of_two(theirs.x - most);
     float mass = stride_sum<AT_ONCE>(weight * theirs.y);
-    weight = mass > 0 ? weight * reciprocal(mass) : 0.0f;
 #pragma unroll
     for (int channel = 0; channel < int(D / WARPS); channel += AT_ONCE) {
         u32 first = warp * (D / WARPS) + channel;
         float sum = stride_sum<AT_ONCE>(weight * s.part[lane / AT_ONCE][first + lane % AT_ONCE]);
         broadcast<CORE, AT_ONCE>(sum, s.core[part] + head * D + first);
     }
-    if (S > 1 && warp == 0 && lane < N) {
+    if (warp == 0 && lane < N) {
         u32 there = in_block(base(), lane);
         send(there + offset(&s.core_mass[part][head]), most, mass, there + barrier(CORE));
     }
@@ -237,20 +237,18 @@ __device__ void Decoder::out(u32 layer) {
 #pragma unroll
         for (int c = 0; c < int(C / CHUNK); c++) {
             u32 k = c * CHUNK + lane * 4;
-            x[c] = load4(s.core[0] + k);
-            if (S == 1) continue;
             float2 mass[S];
-            float most = MINUS_INFINITY, total = 0;
+            float most = MINUS_INFINITY, total = 0, weight[S];
 #pragma unroll
             for (int i = 0; i < int(S); i++) mass[i] = s.core_mass[i][k / D], most = fmaxf(most, mass[i].x);
 #pragma unroll
-            for (int i = 0; i < int(S); i++) total += mass[i].y *= power_of_two(mass[i].x - most);
+            for (int i = 0; i < int(S); i++) weight[i] = power_of_two(mass[i].x - most), total = fmaf(weight[i], mass[i].y, total);
             float inverse = reciprocal(total);
             x[c] = make_float4(0, 0, 0, 0);
 #pragma unroll
             for (int i = 0; i < int(S); i++) {
                 float4 v = load4(s.core[i] + k);
-                float w = mass[i].y * inverse;
+                float w = weight[i] * inverse;
                 x[c] = make_float4(fmaf(w, v.x, x[c].x), fmaf(w, v.y, x[c].y), fmaf(w, v.z, x[c].z), fmaf(w, v.w, x[c].w));
             }
         }
@@ -307,8 +305,8 @@ __device__ u32 Decoder::head(u32 step) {
     return token;
 }
 
-__device__ inline void generate(const DecodeArguments &a, Shared &s, const char *window) {
-    Decoder decoder(a, s, window);
+__device__ inline void generate(const DecodeArguments &a, Shared &s) {
+    Decoder decoder(a, s);
     u32 past = a.cursor->past, end = past + a.steps, token = a.tokens[0];
     bool speaker = decoder.rank == 0 && threadIdx.x == 0;
 #pragma unroll 1
@@ -335,7 +333,6 @@ __device__ inline void generate(const DecodeArguments &a, Shared &s, const char 
 extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) ENTRY(decode)(const __grid_constant__ DecodeArguments a) {
     extern __shared__ __align__(128) char memory[];
     Shared &s = *reinterpret_cast<Shared *>(memory);
-    char *window = memory + WINDOW_START;
     u32 rank = cluster_rank();
     if (threadIdx.x == 0) {
 #pragma unroll
@@ -353,13 +350,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) ENTRY(decode)(co
         s.step = a.cursor->step - a.cursor->past, s.issue = a.state->issued - a.cursor->past;
     }
     for (u32 i = threadIdx.x; i < CONSTANTS; i += blockDim.x) s.constants[i] = a.constants[u64(rank) * CONSTANTS + i];
+    for (u32 i = threadIdx.x; TABLE_HELD && i < V * C / 4; i += blockDim.x)
+        reinterpret_cast<Four<Element> *>(memory + TABLE_START)[i] = reinterpret_cast<const Four<Element> *>(a.token)[i];
     __syncthreads();
     cluster_barrier();
     if (threadIdx.x < THREADS) {
-        generate(a, s, window);
+        generate(a, s);
     } else if (threadIdx.x == THREADS) {
         const char *stream = a.stream + u64(rank) * LAYERS * LAYER_BYTES * WARPS;
-        Window::fill(shared_address(window), shared_address(s.full), shared_address(s.empty), stream, a.steps * LAYERS);
+        Window::fill(shared_address(memory + WINDOW_START), shared_address(s.full), shared_address(s.empty), stream, a.steps * LAYERS);
     }
     __syncwarp();
     cluster_barrier(); // a block's shared memory stays until nobody sends to it

@@ -2,10 +2,11 @@
 #pragma once
 #include "decode_sums.cuh"
 
-// A lane has eight channels of a key. Keys of a warp and of the block at a time, and at most in a batch.
+// A lane has eight channels of a key. Keys of a warp and of the block at a time, and how often until the context is full.
 constexpr u32 KEY_LANES = D / 8, WARP_KEYS = WARP / KEY_LANES, BLOCK_KEYS = WARPS * WARP_KEYS;
-constexpr u32 ROUNDS = ((P + S - 1) / S + BLOCK_KEYS - 1) / BLOCK_KEYS, BATCH_MAX = sizeof(Element) == 2 ? 4 : C <= 256 ? 2 : 1,
-              BATCH = ROUNDS < BATCH_MAX ? ROUNDS : BATCH_MAX;
+constexpr u32 ROUNDS = ((P + S - 1) / S + BLOCK_KEYS - 1) / BLOCK_KEYS;
+// Keys that a lane has on the way at once: as many as it has registers for.
+constexpr u32 BATCH_MAX = sizeof(Element) == 2 ? 4 : C <= 256 ? 3 : 2, BATCH = ROUNDS < BATCH_MAX ? ROUNDS : BATCH_MAX;
 
 // Eight channels of a cached row, as they are stored. Read through L2, where the newest rows are.
 template <typename T> struct Eight;

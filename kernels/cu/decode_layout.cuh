@@ -53,13 +53,13 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, HIDDEN, LOGITS, HANDOFFS };
 constexpr u32 SLOTS_MAX = 32;
 
-// What lies in front of the window.
+// What lies in front.
 struct Shared {
     u64 arrived[HANDOFFS];
     u64 full[SLOTS_MAX], empty[SLOTS_MAX]; // of the window's slots
     alignas(16) float residual[C];
     alignas(16) float qkv[3 * D];    // of this block's head
-    alignas(16) Element core[S][C];  // of each part of the keys, with the largest score and the mass of each head
+    alignas(16) Element core[S][C];  // weighted values of each part of the keys, with the largest score and the mass of each head
     float2 core_mass[S][H];
     alignas(16) float middle[C];     // the residual between the sublayers
     alignas(16) Element hidden[F];
@@ -70,6 +70,9 @@ struct Shared {
     u32 step, issue; // the pick at position p is number step + p of its generation, and issue + p of the outbox
     alignas(16) float constants[CONSTANTS];
 };
-constexpr u32 WINDOW_START = (sizeof(Shared) + 127) / 128 * 128;
+// Behind that the token embedding, where a whole layer's weights fit beside it, and then the window.
+constexpr u32 TABLE_START = (sizeof(Shared) + 127) / 128 * 128, TABLE_BYTES = (V * C * sizeof(Element) + 127) / 128 * 128;
+constexpr bool TABLE_HELD = TABLE_START + TABLE_BYTES + LAYER_BYTES * WARPS <= SHARED_BYTES;
+constexpr u32 WINDOW_START = TABLE_START + (TABLE_HELD ? TABLE_BYTES : 0);
 // Of the window, for each warp.
 constexpr u32 WINDOW_BYTES = (SHARED_BYTES - WINDOW_START) / WARPS / 128 * 128;

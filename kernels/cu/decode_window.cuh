@@ -50,15 +50,15 @@ struct Window {
 // A warp's reading place.
 struct Reader {
     const Shared &s;
-    const char *window;
     u32 slot = 0, parity = 0;
 
-    __device__ Reader(const Shared &s, const char *window) : s(s), window(window) {}
+    __device__ Reader(const Shared &s) : s(s) {}
 
     // Waits for the next part, which is of this product, and says where this warp's rows of it lie.
     template <u32 PRODUCT> __device__ const char *await() const {
         u32 at = Window::STATIC ? PRODUCT : slot;
         barrier_wait(shared_address(&s.full[at]), parity);
+        const char *window = reinterpret_cast<const char *>(&s) + WINDOW_START;
         return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
     }
 

@@ -177,7 +177,12 @@ template <u32 HELD, typename Team> struct Scores {
     // The index of the largest logit.
     __device__ u32 greedy() const {
         u64 best = 0;
-        for (u32 i = team.index(); i < s.vocab; i += Team::THREADS) best = max(best, rank(logits[i], i));
+        for (u32 i = team.index(); HELD == 0 && i < s.vocab; i += Team::THREADS) best = max(best, rank(logits[i], i));
+#pragma unroll
+        for (int j = 0; j < int(HELD); j++) {
+            u32 i = team.index() + j * Team::THREADS;
+            if (i < s.vocab) best = max(best, rank(logits[i], i));
+        }
         return 0xffffffffu - u32(team.max(best));
     }
     // The index with the largest score plus noise among the scores at or above `key`.
