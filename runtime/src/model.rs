@@ -129,7 +129,7 @@ impl<B: Backend> Model<B> {
     /// Whether [`Model::decode`] runs any number of steps as one piece of work.
     #[must_use]
     pub fn decodes_at_once(&self, b: &mut B) -> bool {
-        self.decoder.is_some() && !b.taps().plain()
+        self.decoder.is_some() && b.taps().at_once()
     }
 
     /// `steps` tokens more for each sequence: each step runs the tokens sampled last, at their place, and samples the next. A backend
