@@ -2,19 +2,21 @@
 //
 // For models whose weights exceed a few multiprocessors' memory, and for GPUs without clusters (from sm_80 on). A program of its own, compiled for
 // one model: grid_model.cuh lists the constants. Grid: GRID_BLOCKS blocks of THREADS = 32 (GRID_WARPS + 3) threads, all resident at once (one a
-// multiprocessor: a cooperative launch sees to it), with decode_grid_shared_bytes of dynamic shared memory. The exchange needs 16
-// decode_grid_exchange_words bytes, GridState 8; both zero before the first launch, and of no other use.
+// multiprocessor: a cooperative launch sees to it), with GRID_SHARED bytes of dynamic shared memory. The exchange needs 16 GRID_EXCHANGE_WORDS
+// bytes, GridState 8; both zero before the first launch, and of no other use.
 //
 // A block: GRID_WARPS warps multiply, each its columns of all the block's rows; 2 finish, adding the warps' sums, and send them; 1 fetches
 // weights into the ring (grid_ring.cuh). Per layer five results travel (grid_exchange.cuh): q, k, v to the tasks of attention, its result, the
 // residual stream after attention, the MLP's activations, the residual stream after the MLP; per token each finisher's best pick. Residual
 // rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand in `tokens`.
 //
-// Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decode_grid.rs.
+// Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decoder/grid.rs.
 #include "grid_attention.cuh"
-#include "sample.cu"
+#include "pick.cuh"
 
-extern "C" __device__ u32 decode_grid_shared_bytes = SHARED_BYTES, decode_grid_exchange_words = EXCHANGE_WORDS;
+// Who picks where one block must: its first multiplying warps. A thread holds as many scores as in sample.cu.
+typedef FirstThreads<15> Samplers;
+constexpr u32 SCORES_HELD = VOCAB <= Samplers::THREADS ? 1 : VOCAB <= 4 * Samplers::THREADS ? 4 : 0;
 
 // Block-wide barrier of all but the fetching warp.
 __device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }
@@ -29,7 +31,7 @@ struct Rule {
     Sampling s;
     bool exact;
     __device__ Rule(const OutboxState *state)
-        : s{VOCAB, state->top_k, state->seed_low, state->seed_high, state->temperature, state->top_p},
+        : s(sampling(VOCAB, 0, *state)),
           exact(s.temperature != 0 && ((s.top_k > 0 && s.top_k < VOCAB) || s.top_p < 1)) {}
 };
 
@@ -82,7 +84,7 @@ struct Choose {
 
     __device__ Choose(const Rule &rule, float *logits, u32 step) : rule(rule), logits(logits), step(step), first(share(HEAD, blockIdx.x).first) {}
     __device__ void prepare(u32 row, bool valid) {
-        if (rule.s.temperature != 0 && !rule.exact && valid) noise = gumbel(first + row, step, 0, rule.s);
+        if (rule.s.temperature != 0 && !rule.exact && valid) noise = gumbel(first + row, step, rule.s);
     }
     __device__ void operator()(u32 row, float sum, bool valid) {
         if (!valid) return;
@@ -120,11 +122,11 @@ __device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u6
 #pragma unroll
     for (u32 w = 0; w < WARPS; w++) pick_of_all = max(pick_of_all, best[w]);
     if (!rule.exact) return 0xffffffffu - u32(pick_of_all);
-    if (blockIdx.x == 0 && threadIdx.x < SAMPLE_THREADS) {
+    if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
+        __shared__ u64 shared[Samplers::WARPS];
         __threadfence(); // the logits were written before the picks were sent, with a fence between
-        u32 token = VOCAB <= SAMPLE_THREADS       ? pick<1>(b.g.logits, t.step, rule.s)
-                    : VOCAB <= 4 * SAMPLE_THREADS ? pick<4>(b.g.logits, t.step, rule.s)
-                                                  : pick<0>(b.g.logits, t.step, rule.s);
+        Scores<SCORES_HELD, Samplers> scores(rule.s, {shared}, b.g.logits, t.step);
+        u32 token = scores.pick();
         if (threadIdx.x == 0) send(token_word, token, 0, 0, t.epoch);
     }
     const uint4 *at[] = {token_word};
@@ -232,10 +234,4 @@ __device__ inline void decode_grid(const GridArguments &g) {
     g.state->epoch = first_epoch + g.steps * LAYERS;
 }
 
-#define DECODE_GRID(NAME)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ GridArguments g) { decode_grid(g); }
-#if GRID_HALF
-DECODE_GRID(decode_grid_bf16)
-#else
-DECODE_GRID(decode_grid_f32)
-#endif
+extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(decode_grid)(const __grid_constant__ GridArguments g) { decode_grid(g); }

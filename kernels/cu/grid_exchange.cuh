@@ -15,6 +15,7 @@ constexpr u32 COPY_WORDS = AT_TOKEN + 1;
 
 // Words that all blocks read are there REPLICAS times, so that not all of them poll the same lines: block b reads copy b % REPLICAS.
 constexpr u32 REPLICAS = 6, EXCHANGE_WORDS = 2 * REPLICAS * COPY_WORDS;
+static_assert(EXCHANGE_WORDS == GRID_EXCHANGE_WORDS, "the host counts the words as we do");
 
 __device__ inline uint4 *words_at(uint4 *exchange, u32 at, u32 epoch, u32 copy) {
     return exchange + (epoch % 2 * REPLICAS + copy % REPLICAS) * COPY_WORDS + at;

@@ -1,13 +1,13 @@
 // The model and the machine that a grid kernel is compiled for, and who computes what.
 //
-// Dimensions come as -D constants, so that every loop over them is unrolled or counted at compile time:
-//   GRID_ELEMENT         bf16 or float: weights, cache, and activations inside a block
-//   GRID_HALF            1 for bf16, else 0: which entry point there is
+// Dimensions come as -D constants, made by src/decoder/grid_layout.rs, so that every loop over them is unrolled or counted at compile time:
+//   GRID_HALF            1: weights, cache, and activations inside a block are bf16; 0: they are float32
 //   GRID_CHANNELS, GRID_HEADS, GRID_WIDTH, GRID_LAYERS, GRID_CONTEXT, GRID_VOCAB
 //   GRID_BLOCKS          blocks of the launch, one a multiprocessor; any number from 1 on
 //   GRID_WARPS           warps of a block that multiply: 8, or a multiple of 4 above; with 8 nothing spills
 //   GRID_SPLITS          pieces that a head's cache is cut into, a task each
-//   GRID_SHARED          bytes of shared memory that a block may have
+//   GRID_SHARED          bytes of dynamic shared memory of a block
+//   GRID_EXCHANGE_WORDS  words of the exchange, as the host counts them
 //
 // A block multiplies whole rows of a matrix; its warps share the columns of each row. Rows are dealt in words, the unit of exchange: as many
 // rows as 12 bytes hold. Limits: GRID_CHANNELS and GRID_WIDTH multiples of 16; heads of whole 16-byte vectors, at most 32 of them.
@@ -18,7 +18,13 @@
 #define GRID_ON_SPIN(round, at, awaited)
 #endif
 
-typedef GRID_ELEMENT Element;
+#if GRID_HALF
+typedef bf16 Element;
+#define ENTRY(NAME) NAME##_bf16
+#else
+typedef float Element;
+#define ENTRY(NAME) NAME##_f32
+#endif
 constexpr u32 C = GRID_CHANNELS, H = GRID_HEADS, F = GRID_WIDTH, LAYERS = GRID_LAYERS, CONTEXT = GRID_CONTEXT;
 constexpr u32 VOCAB = GRID_VOCAB, BLOCKS = GRID_BLOCKS, WARPS = GRID_WARPS, SPLITS = GRID_SPLITS, D = C / H;
 constexpr u32 FINISHERS = 2;                       // warps that add up what the multiplying warps found

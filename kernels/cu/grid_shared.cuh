@@ -41,11 +41,11 @@ constexpr u32 AT_BARRIERS = AT_NORMS + 2 * 2 * C * sizeof(Element);
 
 // Barriers by number. Those of the ring are two a slot.
 constexpr u32 NORM_FULL = 0, NORM_READ = 2, PARTIAL_FULL = 4, PARTIAL_FREE = 6, CORE_FULL = 8, CORE_FREE = 9, SLOT_FULL = 10;
-constexpr u32 STATIC_BYTES = 256; // sampling's own, and what aligning takes
-constexpr u32 SLOTS = (GRID_SHARED - STATIC_BYTES - AT_BARRIERS - 8 * SLOT_FULL) / (SLOT_BYTES + 16), SLOT_READ = SLOT_FULL + SLOTS;
+static_assert(AT_BARRIERS + 8 * SLOT_FULL < GRID_SHARED, "there is room for a ring");
+constexpr u32 SLOTS = (GRID_SHARED - AT_BARRIERS - 8 * SLOT_FULL) / (SLOT_BYTES + 16), SLOT_READ = SLOT_FULL + SLOTS;
 constexpr u32 AT_SLOTS = divide_up(AT_BARRIERS + 8 * (SLOT_READ + SLOTS), 16) * 16, SHARED_BYTES = AT_SLOTS + SLOTS * SLOT_BYTES;
 static_assert(SLOT_BYTES % 16 == 0 && INPUT_BYTES % 16 == 0 && AT_BARRIERS % 16 == 0, "vectors are aligned");
-static_assert(GRID_SHARED < 4 * 1024 * 1024 && SLOTS < 4096, "the ring fits");
+static_assert(SLOTS > 0 && SHARED_BYTES <= GRID_SHARED, "the ring fits");
 
 extern __shared__ __align__(128) char shared_memory[];
 

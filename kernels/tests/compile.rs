@@ -2,7 +2,9 @@
 //! unless `TOUCHSTONE_REQUIRE_NVRTC=1` makes its absence a failure.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use touchstone_kernels::{ARCHITECTURES, Entry, Finding, compile, probe};
+use touchstone_kernels::{
+    ARCHITECTURES, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape, Unit, compile, probe,
+};
 
 fn main() {
     let absent = matches!(probe().nvrtc, Finding::Missing { .. });
@@ -10,24 +12,99 @@ fn main() {
     if absent && !required {
         eprintln!("not checked: libnvrtc was not found");
     }
-    let trial =
-        Trial::test("every_kernel_compiles_for_every_architecture_without_spilling", every_kernel_compiles)
-            .with_ignored_flag(absent && !required);
-    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+    let trials = vec![
+        Trial::test("every_kernel_compiles_for_every_architecture_without_spilling", every_kernel_compiles),
+        Trial::test("clusters_compile_for_every_architecture_with_clusters", clusters_compile),
+        Trial::test("grids_compile_for_every_generation", grids_compile),
+    ];
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(absent && !required)).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
 /// Without this, a kernel that only newer or older GPUs accept, or one that spills registers, would show on somebody else's machine.
 fn every_kernel_compiles() -> Result<(), Failed> {
     for arch in ARCHITECTURES {
-        let log = compile(arch)?.log;
+        let log = compile(arch, &Unit::ops())?.log;
         for entry in Entry::ALL {
-            let properties = format!("Function properties for {}\n", entry.name());
-            let report = log.split(&properties).nth(1).ok_or(format!("{arch}: no {}", entry.name()))?;
-            let line = report.lines().next().unwrap_or_default();
-            if !(line.contains(" 0 bytes spill stores") && line.contains(" 0 bytes spill loads")) {
-                return Err(format!("{arch}: {} spills: {line}", entry.name()).into());
-            }
+            must_not_spill(arch, &log, entry.name())?;
         }
     }
     Ok(())
+}
+
+/// Architectures with clusters as large and shared memory as much as a decoder needs.
+const CLUSTERED: &[&str] = &["sm_90a", "sm_100a", "sm_103a"];
+
+/// The same for the kernels that are compiled for one model; they are tuned for Hopper's registers, and must not spill there. Without
+/// this, dimensions that the device code refuses would show on a GPU.
+fn clusters_compile() -> Result<(), Failed> {
+    use DecoderEntry as Kernel;
+    let small = ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+    let shapes = [
+        small,
+        ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..small },
+        ModelShape { channels: 384, heads: 6, width: 1536, ..small },
+    ];
+    let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];
+    for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
+        let layout = ClusterLayout::new(shape, element_bytes).ok_or("no layout")?;
+        for arch in CLUSTERED {
+            compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
+                .map_err(|error| format!("{shape:?}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Architectures, each with the multiprocessors and the shared memory of one of its GPUs.
+const MACHINES: &[(&str, usize, usize)] = &[
+    ("sm_80", 108, 166_912),
+    ("sm_90a", 132, 232_448),
+    ("sm_100a", 148, 232_448),
+    ("sm_120a", 170, 101_376),
+];
+
+/// The same for the kernel over the whole GPU.
+fn grids_compile() -> Result<(), Failed> {
+    let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    for (arch, blocks, shared_bytes) in MACHINES {
+        for element_bytes in [2, 4] {
+            let layout = GridLayout::new(wide, element_bytes, *blocks, *shared_bytes);
+            // A ring of float32 does not fit into the least shared memory there is.
+            let Some(layout) = layout else {
+                if (*arch, element_bytes) == ("sm_120a", 4) {
+                    continue;
+                } else {
+                    return Err("no layout".into());
+                }
+            };
+            compile_decoder(arch, &layout.unit(), element_bytes, &[DecoderEntry::decode_grid])?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles kernels for elements of so many bytes; on Hopper they must not spill.
+fn compile_decoder(
+    arch: &str,
+    unit: &Unit,
+    element_bytes: usize,
+    kernels: &[DecoderEntry],
+) -> Result<(), String> {
+    let log = compile(arch, unit).map_err(|error| error.to_string())?.log;
+    let suffix = if element_bytes == 2 { "bf16" } else { "f32" };
+    for kernel in kernels.iter().filter(|_| arch.starts_with("sm_90")) {
+        must_not_spill(arch, &log, &format!("{}_{suffix}", kernel.name()))?;
+    }
+    Ok(())
+}
+
+fn must_not_spill(arch: &str, log: &str, kernel: &str) -> Result<(), String> {
+    let properties = format!("Function properties for {kernel}\n");
+    let report = log.split(&properties).nth(1).ok_or(format!("{arch}: no {kernel}"))?;
+    let line = report.lines().next().unwrap_or_default();
+    if line.contains(" 0 bytes spill stores") && line.contains(" 0 bytes spill loads") {
+        return Ok(());
+    }
+    Err(format!("{arch}: {kernel} spills: {line}"))
 }

@@ -1,0 +1,174 @@
+//! Whole generations in one launch, by kernels that are compiled for one model: over a cluster of blocks (`cu/decode.cu`) where a model is small
+//! enough, else over the whole GPU (`cu/decode_grid.cu`).
+
+mod cluster;
+mod cluster_layout;
+mod grid;
+mod grid_layout;
+
+use cudarc::driver::sys;
+
+pub use cluster::{ClusterDecoder, ClusterKernels};
+pub use cluster_layout::ClusterLayout;
+pub use grid::{GridDecoder, GridKernels};
+pub use grid_layout::GridLayout;
+
+use crate::buffer::Buffer;
+use crate::device::Module;
+use crate::element::Element;
+use crate::entry::DecoderEntry;
+use crate::error::Result;
+use crate::outbox::Outbox;
+
+/// A model's dimensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    /// C.
+    pub channels: usize,
+    /// H.
+    pub heads: usize,
+    /// F.
+    pub width: usize,
+    /// Blocks of the model.
+    pub layers: usize,
+    /// P.
+    pub context: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// The kernels of a decoder of either kind.
+pub enum DecoderKernels {
+    /// Of a cluster.
+    Cluster(ClusterKernels),
+    /// Of the whole GPU.
+    Grid(GridKernels),
+}
+
+/// What runs generations of one model.
+pub enum Decoder<E: Element> {
+    /// By a cluster.
+    Cluster(ClusterDecoder<E>),
+    /// By the whole GPU.
+    Grid(GridDecoder<E>),
+}
+
+impl<E: Element> Decoder<E> {
+    /// Runs `steps` decode steps. Allocates nothing. The context must have room for them.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn run<'a>(
+        &mut self,
+        generation: Generation<'_, E>,
+        layers: impl ExactSizeIterator<Item = LayerState<'a, E>>,
+        steps: usize,
+    ) -> Result<()>
+    where
+        E: 'a,
+    {
+        match self {
+            Self::Cluster(decoder) => decoder.run(generation, layers, steps),
+            Self::Grid(decoder) => decoder.run(generation, layers, steps),
+        }
+    }
+}
+
+/// A layer's parameters, as `torch.nn` stores them.
+pub struct LayerWeights<'a, E: Element> {
+    /// LayerNorm in front of attention: weight and bias `[C]`.
+    pub norm_1: [&'a Buffer<E>; 2],
+    /// Projections to q, k and v, and out of attention: `[C, C]`.
+    pub qkvo: [&'a Buffer<E>; 4],
+    /// Bias of the last `[C]`.
+    pub out_bias: &'a Buffer<E>,
+    /// LayerNorm in front of the MLP.
+    pub norm_2: [&'a Buffer<E>; 2],
+    /// `[F, C]` and `[F]`.
+    pub up: [&'a Buffer<E>; 2],
+    /// `[C, F]` and `[C]`.
+    pub down: [&'a Buffer<E>; 2],
+}
+
+impl<E: Element> LayerWeights<'_, E> {
+    /// Addresses, in the order of `LayerWeights` of `cu/decode_pack.cu` and of `Layer` of `cu/grid_model.cuh`.
+    fn addresses(&self, shape: ModelShape) -> [sys::CUdeviceptr; 13] {
+        let ModelShape { channels: c, width: f, .. } = shape;
+        let [q, k, v, out] = self.qkvo;
+        let parts = [
+            (self.norm_1[0], c),
+            (self.norm_1[1], c),
+            (q, c * c),
+            (k, c * c),
+            (v, c * c),
+            (out, c * c),
+            (self.out_bias, c),
+            (self.norm_2[0], c),
+            (self.norm_2[1], c),
+            (self.up[0], f * c),
+            (self.up[1], f),
+            (self.down[0], c * f),
+            (self.down[1], c),
+        ];
+        parts.map(|(part, len)| {
+            assert_eq!(part.len(), len, "a parameter's length");
+            part.address()
+        })
+    }
+}
+
+/// A layer's parameters, and its cache, keys and values `[1, H, P, D]`.
+pub struct LayerState<'a, E: Element> {
+    /// As they were when the decoder was made.
+    pub weights: LayerWeights<'a, E>,
+    /// Changed at the positions that are decoded.
+    pub cache: [&'a mut Buffer<E>; 2],
+}
+
+impl<E: Element> LayerState<'_, E> {
+    /// Addresses of keys and values.
+    fn cache_addresses(&self, shape: ModelShape) -> [sys::CUdeviceptr; 2] {
+        let len = shape.context * shape.channels;
+        assert!(self.cache.iter().all(|part| part.len() == len), "a cache of one sequence");
+        [self.cache[0].address(), self.cache[1].address()]
+    }
+}
+
+/// What a generation reads and changes besides the decoder's own.
+pub struct Generation<'a, E: Element> {
+    /// Token embedding, and head: `[V, C]`.
+    pub token: &'a Buffer<E>,
+    /// Position embedding `[P, C]`.
+    pub position: &'a Buffer<E>,
+    /// The last norm's weight and bias `[C]`.
+    pub final_norm: [&'a Buffer<E>; 2],
+    /// `[1, V]`: of the last step.
+    pub logits: &'a mut Buffer<f32>,
+    /// `[1]`: the token sampled last.
+    pub tokens: &'a mut Buffer<u32>,
+    /// `[2]`.
+    pub cursor: &'a mut Buffer<u32>,
+    /// Where the tokens go: of one row, with a slot for each of the steps.
+    pub outbox: &'a mut Outbox,
+    /// Added to the variance inside the norms' root.
+    pub eps: f32,
+}
+
+impl<E: Element> Generation<'_, E> {
+    /// Refuses buffers that are not those of a model of this shape with `layers` layers, and more steps than there are slots.
+    fn check(&self, shape: ModelShape, layers: usize, steps: u32) {
+        let ModelShape { channels, context, vocab, .. } = shape;
+        let Self { token, position, final_norm, logits, tokens, cursor, outbox, .. } = self;
+        assert!(token.len() == vocab * channels && position.len() == context * channels, "embeddings");
+        assert!(final_norm.iter().all(|part| part.len() == channels), "the last norm");
+        assert!(logits.len() >= vocab && tokens.len() >= 1 && cursor.len() >= 2, "state");
+        assert!(outbox.batch() == 1 && layers == shape.layers, "one sequence, and a state for each layer");
+        assert!(steps <= outbox.slots(), "{steps} steps, more than the outbox has slots");
+    }
+}
+
+/// The function of an entry point for elements of so many bytes.
+fn function(module: &Module, entry: DecoderEntry, element_bytes: usize) -> Result<sys::CUfunction> {
+    let precision = if element_bytes == 2 { "bf16" } else { "f32" };
+    module.function(&format!("{}_{precision}", entry.name()))
+}

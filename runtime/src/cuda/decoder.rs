@@ -1,0 +1,151 @@
+//! The decoder: a whole generation in one launch, by a cluster of blocks where a model is small enough, else by the whole GPU.
+
+use touchstone_kernels::{
+    self as kernels, ClusterDecoder, ClusterKernels, ClusterLayout, DecoderKernels, Element, GridDecoder,
+    GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+};
+
+use super::Cuda;
+use crate::backend::{Backend, DecodeState, Weights};
+use crate::config::Config;
+use crate::error::Result;
+use crate::modules::{AttentionSublayer, LayerCache, MlpSublayer, Norm};
+use crate::plan::{Capacity, Entry, Kind};
+
+/// The decoder's own buffers.
+pub(super) fn plan<E: Element>(kernels: &DecoderKernels) -> Vec<Entry> {
+    match kernels {
+        DecoderKernels::Cluster(kernels) => cluster_plan(kernels.layout()).into(),
+        DecoderKernels::Grid(kernels) => grid_plan::<E>(kernels.layout()).into(),
+    }
+}
+
+/// The weights, packed in the order of their use, and what follows from them.
+fn cluster_plan(layout: ClusterLayout) -> [Entry; 2] {
+    [
+        Entry::new("decoder.stream", &[layout.stream_len()], Kind::Weight),
+        Entry::new("decoder.constants", &[layout.constants_len()], Kind::Wide),
+    ]
+}
+
+/// What the blocks tell each other, what stays between launches, and where the weights are. All are 32-bit words.
+fn grid_plan<E: Element>(layout: GridLayout) -> [Entry; 3] {
+    let table = [layout.shape().layers, GridDecoder::<E>::TABLE_LEN];
+    [
+        Entry::new("decoder.exchange", &[layout.exchange_words(), 4], Kind::Ids),
+        Entry::new("decoder.state", &[GridDecoder::<E>::STATE_LEN], Kind::Ids),
+        Entry::new("decoder.table", &table, Kind::Ids),
+    ]
+}
+
+impl<E: Element> Cuda<E> {
+    /// The decoder's kernels for this model, if it has a layout and the GPU room for it.
+    pub(super) fn decoder_kernels(
+        &self,
+        config: &Config,
+        capacity: Capacity,
+    ) -> Result<Option<DecoderKernels>> {
+        if capacity.batch != 1 {
+            return Ok(None);
+        }
+        let shape = ModelShape {
+            channels: config.hidden_size,
+            heads: config.num_attention_heads,
+            width: config.intermediate_size,
+            layers: config.num_hidden_layers,
+            context: config.max_position_embeddings,
+            vocab: config.vocab_size,
+        };
+        let cluster = ClusterLayout::new(shape, size_of::<E>()).filter(|_| !self.taps.grid());
+        if let Some(layout) = cluster {
+            if let Some(kernels) = ClusterKernels::load(self.device(), layout)? {
+                return Ok(Some(DecoderKernels::Cluster(kernels)));
+            }
+        }
+        let info = self.device().info();
+        let (blocks, shared_bytes) = (info.multiprocessors as usize, info.shared_bytes_max);
+        let layout = GridLayout::new(shape, size_of::<E>(), blocks, shared_bytes);
+        match layout.filter(|layout| self.taps.grid() || layout.gains()) {
+            Some(layout) => Ok(GridKernels::load(self.device(), layout)?.map(DecoderKernels::Grid)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl<E: Element> Cuda<E>
+where
+    Self: Backend<Weight = kernels::Buffer<E>>,
+{
+    /// Makes the decoder; for a cluster, packs the weights.
+    pub(super) fn make_decoder(
+        &self,
+        config: &Config,
+        weights: &Weights<Self>,
+        capacity: Capacity,
+    ) -> Result<Option<kernels::Decoder<E>>> {
+        Ok(match self.decoder_kernels(config, capacity)? {
+            None => None,
+            Some(DecoderKernels::Cluster(kernels)) => {
+                let [stream, constants] = cluster_plan(kernels.layout());
+                let (stream, constants) = (self.zeroed(&stream)?, self.zeroed(&constants)?);
+                let layers = weights.blocks.iter().map(layer_weights);
+                let norm = parameters(&weights.final_norm);
+                let decoder = ClusterDecoder::new(kernels, stream, constants, layers, norm, &weights.token)?;
+                Some(kernels::Decoder::Cluster(decoder))
+            }
+            Some(DecoderKernels::Grid(kernels)) => {
+                let [exchange, state, table] = grid_plan::<E>(kernels.layout());
+                let (exchange, state, table) =
+                    (self.zeroed(&exchange)?, self.zeroed(&state)?, self.zeroed(&table)?);
+                Some(kernels::Decoder::Grid(GridDecoder::new(kernels, exchange, state, table)))
+            }
+        })
+    }
+}
+
+/// A block's parameters.
+fn layer_weights<E, B>((attention, mlp): &(AttentionSublayer<B>, MlpSublayer<B>)) -> LayerWeights<'_, E>
+where
+    E: Element,
+    B: Backend<Weight = kernels::Buffer<E>>,
+{
+    let projections = &attention.attention;
+    LayerWeights {
+        norm_1: parameters(&attention.norm),
+        qkvo: [&projections.q, &projections.k, &projections.v, &projections.out],
+        out_bias: &projections.out_bias,
+        norm_2: parameters(&mlp.norm),
+        up: [&mlp.mlp.up, &mlp.mlp.up_bias],
+        down: [&mlp.mlp.down, &mlp.mlp.down_bias],
+    }
+}
+
+/// A norm's weight and bias.
+fn parameters<B: Backend>(norm: &Norm<B>) -> [&B::Weight; 2] {
+    [&norm.weight, &norm.bias]
+}
+
+/// Runs `steps` decode steps.
+pub(super) fn run<E: Element>(
+    decoder: &mut kernels::Decoder<E>,
+    weights: &Weights<Cuda<E>>,
+    state: DecodeState<'_, Cuda<E>>,
+    steps: usize,
+) -> Result<()> {
+    let DecodeState { caches, tokens, cursor, logits, outbox } = state;
+    let generation = kernels::Generation {
+        token: &weights.token,
+        position: &weights.position,
+        final_norm: parameters(&weights.final_norm),
+        logits,
+        tokens,
+        cursor,
+        outbox,
+        eps: weights.final_norm.eps as f32,
+    };
+    let layers = weights.blocks.iter().zip(caches).map(|(block, LayerCache { keys, values })| LayerState {
+        weights: layer_weights(block),
+        cache: [keys, values],
+    });
+    Ok(decoder.run(generation, layers, steps)?)
+}
