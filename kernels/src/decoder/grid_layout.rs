@@ -59,7 +59,7 @@ impl GridLayout {
         let splits = (multiprocessors / heads).min(context.div_ceil(WARPS * 16)).clamp(1, SPLITS_MAX);
         let layout = Self { shape, element_bytes, blocks: multiprocessors, shared_bytes, splits };
         let head_bytes = channels / heads * element_bytes;
-        let even = channels % STEP == 0 && width % STEP == 0 && head_bytes % 16 == 0;
+        let even = channels % STEP == 0 && width % STEP == 0 && head_bytes.is_multiple_of(16);
         // The device code counts rows times blocks in 32 bits.
         let counted = vocab.max(3 * channels).max(width) < u32::MAX as usize / (multiprocessors + 1);
         (even && counted && head_bytes <= 32 * 16 && layout.shared_bytes_needed() <= shared_bytes)
