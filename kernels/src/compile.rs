@@ -13,9 +13,14 @@ use crate::libraries::load_nvrtc;
 pub const SOURCES: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("row.cuh", include_str!("../cu/row.cuh")),
+    ("tensor.cuh", include_str!("../cu/tensor.cuh")),
+    ("hopper.cuh", include_str!("../cu/hopper.cuh")),
+    ("finish.cuh", include_str!("../cu/finish.cuh")),
     ("add.cu", include_str!("../cu/add.cu")),
     ("append.cu", include_str!("../cu/append.cu")),
     ("attention.cu", include_str!("../cu/attention.cu")),
+    ("attention_mma.cu", include_str!("../cu/attention_mma.cu")),
+    ("attention_wgmma.cu", include_str!("../cu/attention_wgmma.cu")),
     ("embedding.cu", include_str!("../cu/embedding.cu")),
     ("gelu.cu", include_str!("../cu/gelu.cu")),
     ("layernorm.cu", include_str!("../cu/layernorm.cu")),
@@ -23,6 +28,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("linear_add.cu", include_str!("../cu/linear_add.cu")),
     ("norm_linear.cu", include_str!("../cu/norm_linear.cu")),
     ("norm_qkv.cu", include_str!("../cu/norm_qkv.cu")),
+    ("product_mma.cu", include_str!("../cu/product_mma.cu")),
+    ("product_wgmma.cu", include_str!("../cu/product_wgmma.cu")),
     ("sample.cu", include_str!("../cu/sample.cu")),
 ];
 

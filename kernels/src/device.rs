@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
+use crate::attention::tensor_shared_bytes;
 use crate::compile::{architecture, cubin};
 use crate::driver::check;
 use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::ledger::{Kind, Line};
 use crate::libraries::{DRIVER_REMEDY, driver_present};
+use crate::product::{CLUSTER_BLOCKS, WIDE};
 
 /// What the driver says about a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,7 @@ pub struct Device(Arc<Open>);
 struct Open {
     info: Info,
     functions: Vec<sys::CUfunction>,
+    clusters: u32,
     // Released in this order: the stream and the module before the context that they live in.
     stream: Stream,
     _module: Module,
@@ -56,14 +59,22 @@ impl Device {
         let info = context.info()?;
         let stream = Stream::new(&context)?;
         let module = Module::load(&context, &cubin(&architecture(info.compute))?)?;
-        let functions = Entry::ALL.iter().map(|entry| module.function(*entry)).collect::<Result<_>>()?;
-        Ok(Self(Arc::new(Open { info, functions, stream, _module: module, context })))
+        let functions: Vec<_> =
+            Entry::ALL.iter().map(|entry| module.function(*entry)).collect::<Result<_>>()?;
+        allow_shared_memory(info.compute, &functions)?;
+        let clusters = if info.compute.0 == 9 { clusters(&functions)? } else { 0 };
+        Ok(Self(Arc::new(Open { info, functions, clusters, stream, _module: module, context })))
     }
 
     /// What the driver says about the GPU.
     #[must_use]
     pub fn info(&self) -> &Info {
         &self.0.info
+    }
+
+    /// Clusters of the kernels of `product_wgmma.cu` that run at once; none but on Hopper.
+    pub(crate) fn clusters(&self) -> u32 {
+        self.0.clusters
     }
 
     /// Waits until everything submitted so far has run.
@@ -106,24 +117,15 @@ impl Device {
     /// until the kernel has run, large enough for the shape that it is given, and written by nobody else meanwhile.
     pub(crate) unsafe fn launch(&self, entry: Entry, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
         self.bind()?;
-        let mut overlap = sys::CUlaunchAttribute {
+        let overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared_bytes,
-            hStream: self.stream(),
-            attrs: &raw mut overlap,
-            // Every kernel waits for its predecessor itself (`await_previous`), from Hopper on.
-            numAttrs: u32::from(self.info().compute.0 >= 9),
-        };
+        let mut attributes = [overlap, cluster_attribute(launch.cluster)];
+        // Every kernel waits for its predecessor itself (`await_previous`), from Hopper on. Clusters are Hopper's too.
+        let count = u32::from(self.info().compute.0 >= 9) * (1 + u32::from(launch.cluster > 1));
+        let config = launch.config(self.stream(), &mut attributes[..count as usize]);
         let function = self.0.functions[entry as usize];
         // SAFETY: the function belongs to the loaded module and the stream to this context; the rest is the caller's promise.
         let code =
@@ -141,13 +143,78 @@ pub(crate) struct Launch {
     pub(crate) threads: u32,
     /// Dynamic shared memory a block.
     pub(crate) shared_bytes: u32,
+    /// Neighbouring blocks in x that run together and see each other's shared memory.
+    pub(crate) cluster: u32,
 }
 
 impl Launch {
     /// A grid without dynamic shared memory.
     pub(crate) fn new(grid: [u32; 3], threads: u32) -> Self {
-        Self { grid, threads, shared_bytes: 0 }
+        Self { grid, threads, shared_bytes: 0, cluster: 1 }
     }
+
+    fn config(self, stream: sys::CUstream, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
+            gridDimX: self.grid[0],
+            gridDimY: self.grid[1],
+            gridDimZ: self.grid[2],
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
+}
+
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.clusterDim.x = blocks;
+    value.clusterDim.y = 1;
+    value.clusterDim.z = 1;
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+/// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.
+fn allow_shared_memory(compute: (u32, u32), functions: &[sys::CUfunction]) -> Result<()> {
+    let wide = WIDE.iter().map(|kernel| ((9, 0), kernel.entry, kernel.shared_bytes));
+    let attention = [((8, 0), Entry::attention_mma_wide_bf16, tensor_shared_bytes(2))];
+    for (from, entry, bytes) in wide.chain(attention) {
+        // Warpgroup products are Hopper's alone.
+        if compute < from || (from.0 == 9 && compute.0 != 9) {
+            continue;
+        }
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function belongs to the module just loaded.
+        let code = unsafe { sys::cuFuncSetAttribute(functions[entry as usize], attribute, bytes as i32) };
+        check(entry.name(), code.result())?;
+    }
+    Ok(())
+}
+
+/// How many clusters of the kernels of `product_wgmma.cu` run at once.
+fn clusters(functions: &[sys::CUfunction]) -> Result<u32> {
+    let mut fewest = u32::MAX;
+    for kernel in WIDE {
+        let mut attributes = [cluster_attribute(CLUSTER_BLOCKS)];
+        let launch = Launch {
+            shared_bytes: kernel.shared_bytes,
+            cluster: CLUSTER_BLOCKS,
+            ..Launch::new([CLUSTER_BLOCKS, 1, 1], 384)
+        };
+        let config = launch.config(std::ptr::null_mut(), &mut attributes);
+        let mut count = 0;
+        // SAFETY: the function belongs to the module just loaded; the configuration and its one attribute are live.
+        let code = unsafe {
+            sys::cuOccupancyMaxActiveClusters(&mut count, functions[kernel.entry as usize], &config)
+        };
+        check("cuOccupancyMaxActiveClusters", code.result())?;
+        fewest = fewest.min(u32::try_from(count).unwrap_or(0));
+    }
+    Ok(fewest)
 }
 
 /// Addresses of kernel arguments, in the order of the entry point's signature.

@@ -22,6 +22,60 @@ impl<E: Element> Cuda<E> {
         let aligned = channels.is_multiple_of(4) && width.is_multiple_of(4);
         !self.taps.plain() && rows <= FUSED_ROWS_MAX && aligned && channels <= kernels::ROW_MAX
     }
+
+    /// Whether a pass of `rows` rows of `channels`, `width` inside, goes through tensor cores.
+    fn tensor_cores(&self, rows: usize, channels: usize, width: usize) -> bool {
+        !self.taps.plain()
+            && rows > FUSED_ROWS_MAX
+            && kernels::tensor_cores::<E>(&self.device, channels, width)
+    }
+
+    /// [`Backend::attention_sublayer`] for many rows: four launches, of which the projections append to the cache and the last adds to x.
+    fn attention_tensor(
+        &mut self,
+        x: &mut Buffer<f32>,
+        sublayer: &AttentionSublayer<Self>,
+        cache: &mut LayerCache<Self>,
+        s: &mut Scratch<Self>,
+        cursor: &Buffer<u32>,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let (rows, channels, attention) = (shape.step.rows(), shape.channels(), &sublayer.attention);
+        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), channels)?;
+        let LayerCache { keys, values } = cache;
+        let projections = [&attention.q, &attention.k, &attention.v];
+        kernels::qkv(
+            &self.device,
+            &mut s.q,
+            keys,
+            values,
+            &s.normed,
+            projections,
+            cursor,
+            cache_shape(shape),
+        )?;
+        self.attention(&mut s.core, &s.q, keys, values, cursor, shape)?;
+        let square = linear_shape(LinearShape { rows, inputs: channels, outputs: channels });
+        Ok(kernels::linear_add(&self.device, x, &s.core, &attention.out, &attention.out_bias, square)?)
+    }
+
+    /// [`Backend::mlp_sublayer`] for many rows: three launches, of which the second ends with the activation and the last adds to x.
+    fn mlp_tensor(
+        &mut self,
+        x: &mut Buffer<f32>,
+        sublayer: &MlpSublayer<Self>,
+        s: &mut Scratch<Self>,
+        rows: usize,
+    ) -> Result<()> {
+        let mlp = &sublayer.mlp;
+        let (up, down) = (
+            LinearShape { rows, inputs: mlp.channels, outputs: mlp.width },
+            LinearShape { rows, inputs: mlp.width, outputs: mlp.channels },
+        );
+        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), mlp.channels)?;
+        kernels::linear_gelu(&self.device, &mut s.gelu, &s.normed, &mlp.up, &mlp.up_bias, linear_shape(up))?;
+        Ok(kernels::linear_add(&self.device, x, &s.gelu, &mlp.down, &mlp.down_bias, linear_shape(down))?)
+    }
 }
 
 fn number(value: usize) -> u32 {
@@ -244,6 +298,9 @@ impl<E: Element> Backend for Cuda<E> {
         shape: AttentionShape,
     ) -> Result<()> {
         let (rows, channels) = (shape.step.rows(), shape.channels());
+        if shape.head_size.is_multiple_of(8) && self.tensor_cores(rows, channels, channels) {
+            return self.attention_tensor(x, sublayer, cache, s, cursor, shape);
+        }
         if !self.fuses(rows, channels, channels) {
             return sublayer.compose(self, x, cache, s, cursor, shape);
         }
@@ -271,6 +328,9 @@ impl<E: Element> Backend for Cuda<E> {
         rows: usize,
     ) -> Result<()> {
         let (norm, mlp) = (&sublayer.norm, &sublayer.mlp);
+        if self.tensor_cores(rows, mlp.channels, mlp.width) {
+            return self.mlp_tensor(x, sublayer, s, rows);
+        }
         if !self.fuses(rows, mlp.channels, mlp.width) {
             return sublayer.compose(self, x, s, rows);
         }

@@ -1,0 +1,127 @@
+//! Matrix products through tensor cores: which of the two strategies takes a shape, and how it is launched. The launchers of `linear`,
+//! `linear_add`, `linear_gelu` and `qkv` come here for passes of many rows.
+
+use cudarc::driver::sys;
+
+use crate::buffer::Buffer;
+use crate::device::{Device, Launch};
+use crate::driver::check;
+use crate::element::Element;
+use crate::entry::Entry;
+use crate::error::Result;
+use crate::shape::groups;
+
+/// Rows, outputs and inputs of a tile of `product_mma.cu`.
+const MMA_TILE: usize = 64;
+/// Rows of a tile of `product_wgmma.cu`.
+const WGMMA_ROWS: usize = 128;
+/// Blocks of a cluster there, along the rows: they share the weights that they read.
+const CLUSTER: usize = 2;
+/// Rows from which on clusters of 256 are worth their start.
+const WGMMA_ROWS_MIN: usize = 256;
+
+/// A kernel of `product_wgmma.cu`: outputs of its tile, and the dynamic shared memory of its ring.
+#[derive(Clone, Copy)]
+pub(crate) struct Wide {
+    pub(crate) entry: Entry,
+    pub(crate) columns: usize,
+    pub(crate) shared_bytes: u32,
+}
+
+impl Wide {
+    const fn new(entry: Entry, columns: usize, stages: usize) -> Self {
+        let stage_bytes = (WGMMA_ROWS + columns) * 128;
+        // Barriers take 16 bytes a stage; the ring begins at a multiple of 1024.
+        let shared_bytes = (1024 + stages * (stage_bytes + 16)) as u32;
+        Self { entry, columns, shared_bytes }
+    }
+
+    /// Grid and block for `tiles` tiles of outputs: every cluster that fits the device at once, and no more than there is work for.
+    pub(crate) fn launch(self, device: &Device, rows: usize, tiles: u32) -> Launch {
+        let work = groups(rows, CLUSTER * WGMMA_ROWS) * tiles;
+        let blocks = work.min(device.clusters()) * CLUSTER_BLOCKS;
+        Launch {
+            grid: [blocks, 1, 1],
+            threads: 384,
+            shared_bytes: self.shared_bytes,
+            cluster: CLUSTER_BLOCKS,
+        }
+    }
+}
+
+pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, 200, 5);
+pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, 104, 7);
+pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, 160, 6);
+/// All of them: each has one block a multiprocessor, so the device runs as many clusters of one as of another.
+pub(crate) const WIDE: [Wide; 3] = [LINEAR_GELU, LINEAR_ADD, QKV];
+/// Blocks of their clusters.
+pub(crate) const CLUSTER_BLOCKS: u32 = CLUSTER as u32;
+
+/// Whether tensor cores take a product of this many inputs and outputs in this precision: rows of 16 bytes, from Ampere on.
+#[must_use]
+pub fn tensor_cores<E: Element>(device: &Device, inputs: usize, outputs: usize) -> bool {
+    let aligned = inputs.is_multiple_of(8) && outputs.is_multiple_of(8);
+    E::TENSOR_CORES && aligned && device.info().compute >= (8, 0)
+}
+
+/// Whether a pass of this many rows goes through warpgroup products.
+pub(crate) fn wide(device: &Device, rows: usize) -> bool {
+    device.clusters() > 0 && rows >= WGMMA_ROWS_MIN
+}
+
+/// Grid and block of a kernel of `product_mma.cu` for `parts` matrices of `outputs` rows.
+pub(crate) fn mma_launch(rows: usize, outputs: usize, parts: u32) -> Launch {
+    Launch::new([parts * groups(outputs, MMA_TILE), groups(rows, MMA_TILE), 1], 128)
+}
+
+/// A matrix in device memory as Hopper's copy engine takes it, a kernel's argument by value.
+pub(crate) type TensorMap = sys::CUtensorMap;
+
+/// The rows of an activation `[rows, inputs]`.
+pub(crate) fn map_rows<E: Element>(x: &Buffer<E>, rows: usize, inputs: usize) -> Result<TensorMap> {
+    map(x, rows, inputs, WGMMA_ROWS)
+}
+
+/// The rows of a weight `[outputs, inputs]`, for tiles of this kernel.
+pub(crate) fn map_weight<E: Element>(
+    w: &Buffer<E>,
+    outputs: usize,
+    inputs: usize,
+    kernel: Wide,
+) -> Result<TensorMap> {
+    map(w, outputs, inputs, kernel.columns)
+}
+
+/// Boxes of `box_rows` rows and 64 columns of `x: [rows, columns]`, swizzled by 128 bytes, zeros outside.
+pub(crate) fn map<E: Element>(
+    x: &Buffer<E>,
+    rows: usize,
+    columns: usize,
+    box_rows: usize,
+) -> Result<TensorMap> {
+    assert!(E::TENSOR_CORES && columns.is_multiple_of(8), "rows of {columns} are not whole 16 bytes");
+    assert!(x.len() >= rows * columns, "{} values for {rows} × {columns}", x.len());
+    let mut map = TensorMap { opaque: [0; 16] };
+    let (dims, stride_bytes) = ([columns as u64, rows as u64], [columns as u64 * size_of::<E>() as u64]);
+    let (extent, steps) = ([64, box_rows as u32], [1, 1]);
+    // SAFETY: every pointer is to a live array of the rank's length, or for the strides one less; the address is only noted down, and the
+    // matrix lies within the buffer as asserted.
+    let code = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            x.address() as *mut std::ffi::c_void,
+            dims.as_ptr(),
+            stride_bytes.as_ptr(),
+            extent.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    check("cuTensorMapEncodeTiled", code.result())?;
+    Ok(map)
+}
