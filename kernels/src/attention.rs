@@ -100,8 +100,8 @@ fn attention_wgmma<E: Element>(
     let (y, wave) = (y.address(), device.info().multiprocessors);
     let grid = [groups(shape.time as usize, TENSOR_QUERIES) * shape.heads, shape.batch, 1];
     let launch = Launch { shared_bytes: tensor_shared_bytes(1), ..Launch::new(grid, 128) };
+    let arguments = arguments![q, keys, values, y, cursor, shape, wave];
     // SAFETY: attention_wgmma_bf16(TensorMap q, keys, values, bf16 *y, const Cursor *, CacheShape, u32 wave); the maps end where the buffers
     // do, stores are inside [B, T, H]; the caller owns all buffers and has checked their lengths.
-    let arguments = arguments![q, keys, values, y, cursor, shape, wave];
     unsafe { device.launch(Entry::attention_wgmma_bf16, launch, arguments) }
 }

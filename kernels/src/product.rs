@@ -17,8 +17,8 @@ const MMA_TILE: usize = 64;
 const WGMMA_ROWS: usize = 128;
 /// Blocks of a cluster there, along the rows: they share the weights that they read.
 const CLUSTER: usize = 2;
-/// Rows from which on clusters of 256 are worth their start.
-const WGMMA_ROWS_MIN: usize = 256;
+/// Rows from which on clusters of 256 rows are worth their start.
+const WGMMA_ROWS_MIN: usize = 192;
 
 /// A kernel of `product_wgmma.cu`: outputs of its tile, and the dynamic shared memory of its ring.
 #[derive(Clone, Copy)]

@@ -7,6 +7,7 @@ mod modules;
 pub mod plants;
 mod steady;
 mod subject;
+mod tensor;
 pub mod threads;
 mod verbs;
 
@@ -107,6 +108,7 @@ pub fn all() -> Vec<Scenario> {
     let mut table = Table::new();
     verbs::list(&mut table);
     launchers::list(&mut table);
+    tensor::list(&mut table);
     modules::list(&mut table);
     model::list(&mut table);
     steady::list(&mut table);

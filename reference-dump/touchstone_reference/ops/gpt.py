@@ -32,6 +32,7 @@ def cases() -> Iterator[CaseWriter]:
     yield trained_model("trained_full_context", "f32", SMALL_MODEL, [256])
     yield trained_model("trained_decode", "f32", SMALL_MODEL, [61, *[1] * 6])
     yield trained_model("trained", "bf16", LARGE_MODEL, [131])
+    yield trained_model("trained_window", "bf16", LARGE_MODEL, [1, 255])
 
 
 def all_taps(layers: int) -> list[str]:
