@@ -19,7 +19,7 @@ __device__ inline void init_barrier(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 #endif
 }
-// Makes initialised barriers visible to the copy engine and to the cluster.
+// Makes initialised barriers visible to the copy engine.
 __device__ inline void fence_barriers() {
 #if HOPPER
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -31,15 +31,9 @@ __device__ inline void expect_bytes(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 #endif
 }
-// Arrives at the same barrier of the cluster's block `rank`. It orders nothing there but what the tensor cores have read, which is over
-// when they are awaited: a release in the cluster's scope would wait for all of the thread's memory, a microsecond each time.
-__device__ inline void arrive_at(u32 barrier, u32 rank) {
+__device__ inline void arrive(u32 barrier) {
 #if HOPPER
-    asm volatile("{\n.reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-                 "r"(rank)
-                 : "memory");
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 #endif
 }
 __device__ inline void await_barrier(u32 barrier, u32 parity) {
@@ -56,16 +50,7 @@ __device__ inline void await_barrier(u32 barrier, u32 parity) {
 #endif
 }
 
-// Copies the map's box at (column, row) to the same place in every block of the cluster whose bit is set in `blocks`, and counts its
-// bytes at the same barrier there. Zeros lie outside the matrix.
-__device__ inline void copy_box(u32 to, const TensorMap *map, u32 column, u32 row, u32 barrier, u16 blocks) {
-#if HOPPER
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
-                 : "memory");
-#endif
-}
+// Copies the map's box at (column, row) and counts its bytes at the barrier. Zeros lie outside the matrix.
 __device__ inline void copy_box(u32 to, const TensorMap *map, u32 column, u32 row, u32 barrier) {
 #if HOPPER
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
@@ -79,16 +64,40 @@ __device__ inline void fetch_map(const TensorMap *map) {
 #endif
 }
 
-__device__ inline u32 cluster_rank() {
-    u32 rank = 0;
-#if HOPPER
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-    return rank;
-}
 __device__ inline void sync_cluster() {
 #if HOPPER
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+__device__ inline void store2(u32 place, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(place), "f"(x), "f"(y) : "memory");
+}
+// Four floats at the same place in the shared memory of the cluster's block `rank`.
+__device__ inline float4 load4_of(u32 place, u32 rank) {
+    float4 v = {};
+#if HOPPER
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(there)
+                 : "memory");
+#endif
+    return v;
+}
+// Waits for `THREADS` threads of the block, those that name barrier `id` (0 is __syncthreads').
+template <int THREADS> __device__ void sync_some(u32 id) { asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory"); }
+
+// Moves registers between warpgroups: this one gives some up, or gets some.
+template <int REGISTERS> __device__ void give_registers() {
+#if HOPPER
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#endif
+}
+template <int REGISTERS> __device__ void take_registers() {
+#if HOPPER
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 #endif
 }
 
@@ -119,7 +128,7 @@ template <int LEN> __device__ void settle(float (&sum)[LEN]) {
 
 // A tile of rows of 64 elements, swizzled by 128 bytes, whose rows are what is summed over: the same strides.
 //
-// sum (+)= a * b with a 64 x 16 in registers as fragments of tensor.cuh, a warp's 16 rows each, and b 16 x 64, 16 rows of such a tile.
+// sum += a * b with a 64 x 16 in registers as fragments of tensor.cuh, a warp's 16 rows each, and b 16 x 64, 16 rows of such a tile.
 __device__ inline void multiply_rows(float (&sum)[32], const u32 (&a)[4], u64 b) {
 #if HOPPER
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
@@ -134,41 +143,37 @@ __device__ inline void multiply_rows(float (&sum)[32], const u32 (&a)[4], u64 b)
 #endif
 }
 
-// sum (+)= a * b^T with a 64 x 16 and b COLUMNS x 16, both in shared memory. One specialisation a width: the instruction names every
+// sum += a * b^T with a 64 x 16 and b COLUMNS x 16, both in shared memory. One specialisation a width: the instruction names every
 // register of the sum.
 template <int COLUMNS> struct Warpgroup;
 #define TEN_NAMES(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"
 #define TEN_SUMS(t)                                                                                                     \
     "+f"(sum[t##0]), "+f"(sum[t##1]), "+f"(sum[t##2]), "+f"(sum[t##3]), "+f"(sum[t##4]), "+f"(sum[t##5]),              \
         "+f"(sum[t##6]), "+f"(sum[t##7]), "+f"(sum[t##8]), "+f"(sum[t##9])
-#define WARPGROUP(COLUMNS, LEN, NAMES, A, B, ADD, ...)                                                                  \
+#define WARPGROUP(COLUMNS, LEN, NAMES, A, B, ...)                                                                       \
     template <> struct Warpgroup<COLUMNS> {                                                                             \
-        static __device__ void multiply(float (&sum)[LEN], u64 a, u64 b, u32 add) {                                     \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                                               \
-                         "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32.bf16.bf16 {" NAMES "}, " A ", " B        \
-                         ", p, 1, 1, 0, 0;\n}"                                                                          \
+        static __device__ void multiply(float (&sum)[LEN], u64 a, u64 b) {                                              \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32.bf16.bf16 {" NAMES "}, " A ", " B        \
+                         ", 1, 1, 1, 0, 0;"                                                                             \
                          : __VA_ARGS__                                                                                  \
-                         : "l"(a), "l"(b), "r"(add));                                                                   \
+                         : "l"(a), "l"(b));                                                                             \
         }                                                                                                               \
     };
 #if HOPPER
-WARPGROUP(64, 32, TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", %30, %31", "%32", "%33", "%34", TEN_SUMS(), TEN_SUMS(1),
+WARPGROUP(64, 32, TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", %30, %31", "%32", "%33", TEN_SUMS(), TEN_SUMS(1),
           TEN_SUMS(2), "+f"(sum[30]), "+f"(sum[31]))
-WARPGROUP(104, 52,
-          TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", %50, %51",
-          "%52", "%53", "%54", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), "+f"(sum[50]), "+f"(sum[51]))
 WARPGROUP(160, 80,
           TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
           TEN_NAMES(6) ", " TEN_NAMES(7),
-          "%80", "%81", "%82", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
+          "%80", "%81", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
           TEN_SUMS(7))
 WARPGROUP(200, 100,
           TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
           TEN_NAMES(6) ", " TEN_NAMES(7) ", " TEN_NAMES(8) ", " TEN_NAMES(9),
-          "%100", "%101", "%102", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
+          "%100", "%101", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
           TEN_SUMS(7), TEN_SUMS(8), TEN_SUMS(9))
 #else
 template <int COLUMNS> struct Warpgroup {
-    static __device__ void multiply(float *, u64, u64, u32) {}
+    static __device__ void multiply(float *, u64, u64) {}
 };
 #endif

@@ -1,12 +1,12 @@
 // Matrix products through tensor cores from Ampere on: y = f(x * weight^T), x [R, I], weight [O, I], bfloat16, float32 sums.
 //
 // A block of 4 warps makes a tile of 64 rows x 64 outputs, 32 x 32 a warp, from slices of 64 inputs that asynchronous copies bring into a
-// ring of three in shared memory. Grid (tiles of outputs, tiles of rows). The weights of the first slices are read before the previous
+// ring of five in shared memory, which hides the way to L2. Grid (tiles of outputs, tiles of rows). The weights of the first slices are read before the previous
 // launch has finished. I a multiple of eight, O too. Deterministic: no sum is split. Launchers: src/product.rs.
 #pragma once
 #include "finish.cuh"
 
-constexpr u32 MMA_TILE = 64, MMA_SLICE = 64, MMA_STAGES = 3, MMA_TILE_BYTES = MMA_TILE * 128;
+constexpr u32 MMA_TILE = 64, MMA_SLICE = 64, MMA_STAGES = 5, MMA_TILE_BYTES = MMA_TILE * 128;
 
 // Asks for 64 columns from `column` on of 64 rows from `row` on.
 __device__ inline void ask_tile(u32 to, const bf16 *matrix, u32 row, u32 rows, u32 column, u32 columns) {
@@ -30,7 +30,7 @@ __device__ inline void fragment_pair(u32 (&m)[4], u32 tile, u32 row, u32 piece) 
 
 template <typename Store>
 __device__ void product_mma(const bf16 *x, const bf16 *weight, u32 rows, u32 inputs, u32 outputs, u32 row0, u32 output0, Store store) {
-    __shared__ __align__(1024) char shared[MMA_STAGES * 2 * MMA_TILE_BYTES];
+    extern __shared__ __align__(1024) char shared[];
     u32 ring = shared_address(shared), slices = (inputs + MMA_SLICE - 1) / MMA_SLICE;
     auto x_tile = [&](u32 slice) { return ring + slice % MMA_STAGES * 2 * MMA_TILE_BYTES; };
     auto ask_weight = [&](u32 slice) { ask_tile(x_tile(slice) + MMA_TILE_BYTES, weight, output0, outputs, slice * MMA_SLICE, inputs); };

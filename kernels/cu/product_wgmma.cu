@@ -1,153 +1,114 @@
 // Matrix products through Hopper's warpgroup products, for many rows: y = f(x * weight^T), x [R, I], weight [O, I], bfloat16, float32 sums.
 //
-// A block makes tiles of 128 rows x COLUMNS outputs: warpgroup 0 asks the copy engine for slices of 64 inputs into a ring in shared memory,
-// warpgroups 1 and 2 multiply 64 rows each. Blocks come in clusters of CM x CN tiles (rows, outputs) that share what they read: of the blocks
-// that need a slice, one fetches it for all, in turn. Clusters walk the tiles in strides of the grid. The weights of the first slices are read before
-// the previous launch has finished. I a multiple of eight, O too; 384 threads a block. Deterministic: no sum is split. Hopper alone.
-// Launchers: src/product.rs.
+// A block makes a tile of 256 rows x COLUMNS outputs: warpgroup 0 asks the copy engine for slices of 64 inputs into a ring in shared memory,
+// warpgroups 1 and 2 multiply 128 rows each. What bounds it is the bytes that reach a multiprocessor, hence tiles as large as the registers
+// hold: 256 x 200 do twice the arithmetic a byte of 128 x 104. The weights of the first slices are read before the previous launch has
+// finished. I a multiple of eight, O too; 384 threads a block. Deterministic. Hopper alone. Launchers: src/product.rs.
+//
+// linear_add_wgmma: outputs are too few to fill the device with such tiles, so a cluster of three blocks shares a tile, a third of the inputs
+// each. They leave their sums in shared memory, and each adds up a third of the tile in the order of the inputs.
 #include "finish.cuh"
 #include "hopper.cuh"
 
-constexpr u32 TILE_ROWS = 128, SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2;
+constexpr u32 TILE_ROWS = 256, SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2, GROUP_ROWS = TILE_ROWS / CONSUMERS;
 
-template <int COLUMNS, int STAGES, int CM, int CN> struct Ring {
-    static constexpr u32 X_BYTES = TILE_ROWS * SLICE_BYTES, WEIGHT_BYTES = COLUMNS * SLICE_BYTES;
-    static constexpr u32 STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
-    static constexpr u32 BYTES = 1024 + STAGES * STAGE_BYTES + STAGES * 16;
+template <int COLUMNS, int STAGES> struct Ring {
+    static constexpr u32 X_BYTES = TILE_ROWS * SLICE_BYTES, STAGE_BYTES = X_BYTES + COLUMNS * SLICE_BYTES;
     u32 tiles, barriers;
-    __device__ u32 x(u32 slot) const { return tiles + slot * STAGE_BYTES; }
-    __device__ u32 weight(u32 slot) const { return x(slot) + X_BYTES; }
-    __device__ u32 full(u32 slot) const { return barriers + slot * 8; }
-    __device__ u32 empty(u32 slot) const { return barriers + (STAGES + slot) * 8; }
+    __device__ u32 x(u32 turn) const { return tiles + turn % STAGES * STAGE_BYTES; }
+    __device__ u32 weight(u32 turn) const { return x(turn) + X_BYTES; }
+    __device__ u32 full(u32 turn) const { return barriers + turn % STAGES * 16; }
+    __device__ u32 empty(u32 turn) const { return full(turn) + 8; }
+    __device__ u32 parity(u32 turn) const { return turn / STAGES & 1; }
 };
 
-// Which tiles there are, and which of them this cluster makes: super-tiles of CM x CN.
-template <int CM, int CN> struct Walk {
-    u32 supers_m, supers, stride, m, n, super;
-    __device__ Walk(u32 tiles_m, u32 tiles_n) {
-        supers_m = (tiles_m + CM - 1) / CM;
-        supers = supers_m * ((tiles_n + CN - 1) / CN);
-        super = blockIdx.x / (CM * CN), stride = gridDim.x / (CM * CN);
-        locate();
-    }
-    __device__ void locate() { m = super % supers_m * CM + cluster_rank() / CN, n = super / supers_m * CN + cluster_rank() % CN; }
-    __device__ bool more() const { return super < supers; }
-    __device__ void next() { super += stride, locate(); }
+// What a block multiplies: a tile from `row` and `output` on, slices first .. last.
+struct Share {
+    const TensorMap *x, *weight;
+    u32 row, output, first, last;
 };
 
-// The weights: PARTS matrices of `outputs` rows, cut into tiles each for itself.
-template <int PARTS> struct Weights {
-    const TensorMap *map[PARTS];
-    u32 tiles; // of a part
-    __device__ const TensorMap *part(u32 i) const { return PARTS == 1 || i == 0 ? map[0] : i == 1 ? map[1 % PARTS] : map[2 % PARTS]; }
-};
-
-// Asks for every slice of every tile of this block, as slots of the ring become free. One thread.
-template <int COLUMNS, int STAGES, int CM, int CN, int PARTS>
-__device__ void produce(Ring<COLUMNS, STAGES, CM, CN> ring, const TensorMap *x, Weights<PARTS> weights, u32 tiles_m, u32 slices) {
-    using R = Ring<COLUMNS, STAGES, CM, CN>;
-    u32 rank = cluster_rank(), rank_m = rank / CN, rank_n = rank % CN, turn = 0, ahead = min(slices, u32(STAGES));
-    u16 same_n = 0, same_m = 0;
-    for (u32 i = 0; i < CM; i++) same_n |= 1 << (i * CN + rank_n);
-    for (u32 i = 0; i < CN; i++) same_m |= 1 << (rank_m * CN + i);
-    for (Walk<CM, CN> tile(tiles_m, weights.tiles * PARTS); tile.more(); tile.next()) {
-        u32 part = PARTS == 1 ? 0 : min(tile.n / weights.tiles, u32(PARTS - 1)), row = (tile.n - part * weights.tiles) * COLUMNS;
-        const TensorMap *weight = weights.part(part);
-        auto ask_weight = [&](u32 slice, u32 turn) {
-            u32 slot = turn % STAGES;
-            await_barrier(ring.empty(slot), (turn / STAGES & 1) ^ 1);
-            expect_bytes(ring.full(slot), R::STAGE_BYTES);
-            if (CM == 1) copy_box(ring.weight(slot), weight, slice * SLICE, row, ring.full(slot));
-            else if (turn % CM == rank_m) copy_box(ring.weight(slot), weight, slice * SLICE, row, ring.full(slot), same_n);
-        };
-        auto ask_x = [&](u32 slice, u32 turn) {
-            u32 slot = turn % STAGES;
-            if (CN == 1) copy_box(ring.x(slot), x, slice * SLICE, tile.m * TILE_ROWS, ring.full(slot));
-            else if (turn % CN == rank_n) copy_box(ring.x(slot), x, slice * SLICE, tile.m * TILE_ROWS, ring.full(slot), same_m);
-        };
-        u32 slice = 0;
-        if (turn == 0) {
-            for (; slice < ahead; slice++) ask_weight(slice, slice);
-            await_previous();
-            for (slice = 0; slice < ahead; slice++) ask_x(slice, slice);
-            turn = ahead;
-        }
-        for (; slice < slices; slice++, turn++) ask_weight(slice, turn), ask_x(slice, turn);
-    }
+// Asks for every slice, as slots of the ring become free. One thread.
+template <int COLUMNS, int STAGES> __device__ void produce(Ring<COLUMNS, STAGES> ring, const Share &s) {
+    u32 count = s.last - s.first, ahead = min(count, u32(STAGES));
+    auto ask_weight = [&](u32 turn) {
+        await_barrier(ring.empty(turn), ring.parity(turn) ^ 1);
+        expect_bytes(ring.full(turn), ring.STAGE_BYTES);
+        copy_box(ring.weight(turn), s.weight, (s.first + turn) * SLICE, s.output, ring.full(turn));
+    };
+    auto ask_x = [&](u32 turn) { copy_box(ring.x(turn), s.x, (s.first + turn) * SLICE, s.row, ring.full(turn)); };
+    for (u32 turn = 0; turn < ahead; turn++) ask_weight(turn);
+    await_previous();
+    for (u32 turn = 0; turn < ahead; turn++) ask_x(turn);
+    for (u32 turn = ahead; turn < count; turn++) ask_weight(turn), ask_x(turn);
 }
 
-// Multiplies the slices as they come, and hands 64 rows of each tile to its Finish. One warpgroup.
-template <int COLUMNS, int STAGES, int CM, int CN, typename Choose>
-__device__ void consume(Ring<COLUMNS, STAGES, CM, CN> ring, u32 tiles_m, u32 tiles_n, u32 slices, Choose store) {
-    u32 group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128, turn = 0, rank = cluster_rank();
-    bool releases = thread < CM * CN && (thread / CN == rank / CN || thread % CN == rank % CN);
-    for (Walk<CM, CN> tile(tiles_m, tiles_n); tile.more(); tile.next()) {
-        float sum[COLUMNS / 2];
-        for (u32 slice = 0; slice < slices; slice++, turn++) {
-            u32 slot = turn % STAGES;
-            await_barrier(ring.full(slot), turn / STAGES & 1);
-            u64 a = operand(ring.x(slot) + group * 64 * SLICE_BYTES), b = operand(ring.weight(slot));
-            open_products();
+// The sums of 128 rows, 64 and 64: one warpgroup.
+template <int COLUMNS, int STAGES>
+__device__ void consume(Ring<COLUMNS, STAGES> ring, u32 count, float (&top)[COLUMNS / 2], float (&bottom)[COLUMNS / 2]) {
+    u32 group = threadIdx.x / 128 - 1;
 #pragma unroll
-            for (u32 k = 0; k < SLICE / 16; k++) Warpgroup<COLUMNS>::multiply(sum, a + k * 2, b + k * 2, slice + k);
-            commit_products();
-            if (slice > 0) {
-                await_products<1>();
-                if (releases) arrive_at(ring.empty((turn - 1) % STAGES), thread);
-            }
+    for (int i = 0; i < COLUMNS / 2; i++) top[i] = bottom[i] = 0;
+    for (u32 turn = 0; turn < count; turn++) {
+        await_barrier(ring.full(turn), ring.parity(turn));
+        u64 a = operand(ring.x(turn) + group * GROUP_ROWS * SLICE_BYTES), b = operand(ring.weight(turn));
+        open_products();
+#pragma unroll
+        for (u32 k = 0; k < SLICE / 16; k++) {
+            Warpgroup<COLUMNS>::multiply(top, a + k * 2, b + k * 2);
+            Warpgroup<COLUMNS>::multiply(bottom, a + 64 * SLICE_BYTES / 16 + k * 2, b + k * 2);
         }
-        await_products<0>();
-        settle(sum);
-        if (releases) arrive_at(ring.empty((turn - 1) % STAGES), thread);
-        store(sum, tile.m * TILE_ROWS + group * 64 + thread / WARP * 16, tile.n);
+        commit_products();
+        if (turn == 0) continue;
+        await_products<1>();
+        if (threadIdx.x % 128 == 0) arrive(ring.empty(turn - 1));
     }
+    await_products<0>();
+    settle(top), settle(bottom);
 }
 
-template <int COLUMNS, int STAGES, int CM, int CN, int PARTS, typename Store>
-__device__ void product_wgmma(const TensorMap *x, Weights<PARTS> weights, u32 rows, u32 inputs, Store store) {
-#if HOPPER
-    extern __shared__ char shared[];
-    Ring<COLUMNS, STAGES, CM, CN> ring;
-    ring.tiles = (shared_address(shared) + 1023) / 1024 * 1024;
-    ring.barriers = ring.tiles + STAGES * ring.STAGE_BYTES;
-    u32 tiles_m = (rows + TILE_ROWS - 1) / TILE_ROWS, slices = (inputs + SLICE - 1) / SLICE;
+// Makes the block's share; `store` gets 16 x COLUMNS sums of a warp and their row within the tile, and every consumer calls it twice. Then
+// every thread calls `end`.
+template <int COLUMNS, int STAGES, typename Store, typename End>
+__device__ void product_wgmma(Ring<COLUMNS, STAGES> ring, const Share &share, Store store, End end) {
     release_next();
     if (threadIdx.x == 0) {
-        for (u32 slot = 0; slot < STAGES; slot++)
-            init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS * (CM + CN - 1));
+        for (u32 slot = 0; slot < STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS);
         fence_barriers();
     }
-    if (CM * CN > 1) sync_cluster();
-    else __syncthreads();
+    __syncthreads();
     if (threadIdx.x < 128) {
-        if (threadIdx.x == 0) produce(ring, x, weights, tiles_m, slices);
+        give_registers<24>();
+        if (threadIdx.x == 0) produce(ring, share);
         __syncwarp();
+        end(false);
     } else {
+        take_registers<240>();
+        float top[COLUMNS / 2], bottom[COLUMNS / 2];
         await_previous();
-        consume(ring, tiles_m, weights.tiles * PARTS, slices, store);
+        consume(ring, share.last - share.first, top, bottom);
+        u32 row = (threadIdx.x / 128 - 1) * GROUP_ROWS + threadIdx.x % 128 / WARP * 16;
+        store(top, row), store(bottom, row + 64);
+        end(true);
     }
-    // A block must not leave while another of its cluster may still write to its memory or arrive at its barriers.
-    if (CM * CN > 1) sync_cluster();
-#endif
 }
 
-// The weights' tiles of COLUMNS outputs each.
-__device__ inline u32 tiles_of(u32 outputs, u32 columns) { return (outputs + columns - 1) / columns; }
+template <int COLUMNS, int STAGES> __device__ Ring<COLUMNS, STAGES> make_ring() {
+    extern __shared__ char shared[];
+    Ring<COLUMNS, STAGES> ring;
+    ring.tiles = (shared_address(shared) + 1023) / 1024 * 1024;
+    ring.barriers = ring.tiles + STAGES * ring.STAGE_BYTES;
+    return ring;
+}
+__device__ inline u32 slices_of(u32 inputs) { return (inputs + SLICE - 1) / SLICE; }
 
-template <bool GELU, int COLUMNS, int STAGES, int CM, int CN>
+// Grid (tiles of rows, tiles of outputs).
+template <bool GELU, int COLUMNS, int STAGES>
 __device__ void linear_wgmma(const TensorMap *x, const TensorMap *weight, bf16 *y, const bf16 *bias, LinearShape s) {
-    Weights<1> weights = {{weight}, tiles_of(s.outputs, COLUMNS)};
+    Share share = {x, weight, blockIdx.x * TILE_ROWS, blockIdx.y * COLUMNS, 0, slices_of(s.inputs)};
     Dense<GELU> out = {y, bias, s.rows, s.outputs};
-    auto store = [&](const float *sum, u32 row, u32 tile) { finish<COLUMNS / 8>(out, sum, row, tile * COLUMNS); };
-    product_wgmma<COLUMNS, STAGES, CM, CN>(x, weights, s.rows, s.inputs, store);
-}
-
-template <int COLUMNS, int STAGES, int CM, int CN>
-__device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
-    Weights<1> weights = {{weight}, tiles_of(s.outputs, COLUMNS)};
-    Residual out = {y, bias, s.rows, s.outputs};
-    auto store = [&](const float *sum, u32 row, u32 tile) { finish<COLUMNS / 8>(out, sum, row, tile * COLUMNS); };
-    product_wgmma<COLUMNS, STAGES, CM, CN>(x, weights, s.rows, s.inputs, store);
+    auto store = [&](const float *sum, u32 row) { finish<COLUMNS / 8>(out, sum, share.row + row, share.output); };
+    product_wgmma(make_ring<COLUMNS, STAGES>(), share, store, [](bool) {});
 }
 
 // Where the three projections go.
@@ -155,35 +116,82 @@ struct QkvPlaces {
     bf16 *place[3]; // q, keys, values
 };
 
-template <int COLUMNS, int STAGES, int CM, int CN>
-__device__ void qkv_wgmma(const TensorMap *x, Weights<3> weights, QkvPlaces to, const Cursor *cursor, CacheShape s) {
-    u32 channels = s.heads * s.head_size;
-    weights.tiles = tiles_of(channels, COLUMNS);
-    u32 past = cursor->past; // the cursor changes at the end of a pass only
-    auto store = [&](const float *sum, u32 row, u32 tile) {
-        u32 part = tile / weights.tiles;
-        if (part > 2) return; // a cluster's last tile may lie outside
-        Append out = {part == 0 ? to.place[0] : part == 1 ? to.place[1] : to.place[2], part > 0, past, s};
-        finish<COLUMNS / 8>(out, sum, row, (tile - part * weights.tiles) * COLUMNS);
-    };
-    product_wgmma<COLUMNS, STAGES, CM, CN>(x, weights, s.batch * s.time, channels, store);
+// Grid (tiles of rows, tiles of outputs, projections).
+template <int COLUMNS, int STAGES>
+__device__ void qkv_wgmma(const TensorMap *x, const TensorMap *weight, QkvPlaces to, const Cursor *cursor, CacheShape s) {
+    Share share = {x, weight, blockIdx.x * TILE_ROWS, blockIdx.y * COLUMNS, 0, slices_of(s.heads * s.head_size)};
+    // The cursor changes at the end of a pass only.
+    Append out = {blockIdx.z == 0 ? to.place[0] : blockIdx.z == 1 ? to.place[1] : to.place[2], blockIdx.z > 0, cursor->past, s};
+    auto store = [&](const float *sum, u32 row) { finish<COLUMNS / 8>(out, sum, share.row + row, share.output); };
+    product_wgmma(make_ring<COLUMNS, STAGES>(), share, store, [](bool) {});
 }
 
-// Width of a tile and stages of the ring: as wide as the outputs of usual models divide into whole rounds of tiles over 128 blocks.
+// Adds up the third that is this block's of the sums that the cluster's blocks left at `sums`. The consumers.
+template <int COLUMNS, int PITCH, int RANKS>
+__device__ void add_up(u32 sums, u32 rank, const Share &share, float *y, const bf16 *bias, LinearShape s) {
+    constexpr u32 FOURS = COLUMNS / 4, TOTAL = TILE_ROWS * FOURS;
+#pragma unroll 4
+    for (u32 i = TOTAL * rank / RANKS + threadIdx.x - 128; i < TOTAL * (rank + 1) / RANKS; i += CONSUMERS * 128) {
+        u32 row = i / FOURS, column = i % FOURS * 4, output = share.output + column;
+        if (share.row + row >= s.rows || output >= s.outputs) continue;
+        float4 *to = reinterpret_cast<float4 *>(y + u64(share.row + row) * s.outputs + output);
+        float4 sum = {}, before = *to, shift = load4(bias + output);
+#pragma unroll
+        for (u32 r = 0; r < RANKS; r++) {
+            float4 part = load4_of(sums + (row * PITCH + column) * 4, r);
+            sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+        }
+        *to = make_float4(before.x + (sum.x + shift.x), before.y + (sum.y + shift.y), before.z + (sum.z + shift.z),
+                          before.w + (sum.w + shift.w));
+    }
+}
+
+// Grid (RANKS tiles of rows, tiles of outputs), clusters of RANKS blocks.
+template <int COLUMNS, int STAGES, int RANKS>
+__device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
+    constexpr u32 PITCH = COLUMNS + 8; // a row of sums; eight rows then lie in different banks
+    static_assert(TILE_ROWS * PITCH * 4 <= STAGES * Ring<COLUMNS, STAGES>::STAGE_BYTES, "the sums take the ring's place");
+    u32 rank = blockIdx.x % RANKS, slices = slices_of(s.inputs);
+    Share share = {x,     weight, blockIdx.x / RANKS * TILE_ROWS, blockIdx.y * COLUMNS, slices * rank / RANKS, slices * (rank + 1) / RANKS};
+    Ring<COLUMNS, STAGES> ring = make_ring<COLUMNS, STAGES>();
+    auto store = [&](const float *sum, u32 row) {
+        if (row % GROUP_ROWS < 64) sync_some<CONSUMERS * 128>(1); // both warpgroups have read all slices
+        u32 lane = threadIdx.x % WARP, to = ring.tiles + ((row + lane / 4) * PITCH + lane % 4 * 2) * 4;
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; j++) {
+            store2(to + j * 32, sum[j * 4], sum[j * 4 + 1]);
+            store2(to + j * 32 + 8 * PITCH * 4, sum[j * 4 + 2], sum[j * 4 + 3]);
+        }
+    };
+    auto end = [&](bool consumer) {
+        sync_cluster();
+        if (consumer) add_up<COLUMNS, PITCH, RANKS>(ring.tiles, rank, share, y, bias, s);
+        sync_cluster(); // a block must not leave while another reads its sums
+    };
+    product_wgmma(ring, share, store, end);
+}
+
+// Width of a tile and stages of the ring. Usual models have outputs that 160 or 200 divide into whole rounds of tiles.
 extern "C" __global__ void __launch_bounds__(384, 1) linear_gelu_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                             const __grid_constant__ TensorMap weight, bf16 *y,
                                                                             const bf16 *bias, LinearShape s) {
-    linear_wgmma<true, 200, 5, 2, 1>(&x, &weight, y, bias, s);
+#if HOPPER
+    linear_wgmma<true, 200, 3>(&x, &weight, y, bias, s);
+#endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) linear_add_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                            const __grid_constant__ TensorMap weight, float *y,
                                                                            const bf16 *bias, LinearShape s) {
-    linear_add_wgmma<104, 7, 2, 1>(&x, &weight, y, bias, s);
+#if HOPPER
+    linear_add_wgmma<160, 4, 3>(&x, &weight, y, bias, s);
+#endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                     const __grid_constant__ TensorMap q,
                                                                     const __grid_constant__ TensorMap k,
                                                                     const __grid_constant__ TensorMap v, QkvPlaces to,
                                                                     const Cursor *cursor, CacheShape s) {
-    qkv_wgmma<160, 6, 2, 1>(&x, Weights<3>{{&q, &k, &v}, 0}, to, cursor, s);
+#if HOPPER
+    qkv_wgmma<160, 4>(&x, blockIdx.z == 0 ? &q : blockIdx.z == 1 ? &k : &v, to, cursor, s);
+#endif
 }

@@ -22,9 +22,19 @@ const WARPGROUP_HEAD: u32 = 64;
 /// The widest head that tensor cores take.
 const TENSOR_HEAD_MAX: u32 = 128;
 
-/// Dynamic shared memory of their kernels for heads of up to 64 · `panels`: five tiles from a multiple of 1024 on, and barriers.
-pub(crate) const fn tensor_shared_bytes(panels: u32) -> u32 {
-    1024 + 5 * 64 * 128 * panels + 64
+/// Dynamic shared memory of the kernel for heads of up to 64 · `panels`: five tiles from a multiple of 1024 on.
+const fn tensor_shared_bytes(panels: u32) -> u32 {
+    1024 + 5 * 64 * 128 * panels
+}
+/// That of the kernel of warpgroup products: nine tiles and nine barriers.
+const WARPGROUP_SHARED_BYTES: u32 = 1024 + 9 * 64 * 128 + 80;
+
+/// The kernels that want more than 48 KiB of it on a GPU of this compute capability, and how much.
+pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
+    let wide = (Entry::attention_mma_wide_bf16, tensor_shared_bytes(2));
+    let warpgroups = (Entry::attention_wgmma_bf16, WARPGROUP_SHARED_BYTES);
+    let takes = [(compute >= (8, 0)).then_some(wide), product::has_warpgroups(compute).then_some(warpgroups)];
+    takes.into_iter().flatten().collect()
 }
 
 /// Warps a block, as in the device code.
@@ -73,7 +83,7 @@ pub fn attention<E: Element>(
         (E::pick(Entry::attention_f32, Entry::attention_bf16), Launch::new(grid, WARPS * 32))
     };
     let cursor = cursor.address();
-    if tensor && shape.head_size == WARPGROUP_HEAD && device.clusters() > 0 {
+    if tensor && shape.head_size == WARPGROUP_HEAD && product::has_warpgroups(device.info().compute) {
         return attention_wgmma(device, y, q, keys, values, cursor, shape);
     }
     let (y, q, keys, values) = (y.address(), q.address(), keys.address(), values.address());
@@ -99,7 +109,7 @@ fn attention_wgmma<E: Element>(
     let values = product::map(values, cached, shape.head_size as usize, TENSOR_QUERIES)?;
     let (y, wave) = (y.address(), device.info().multiprocessors);
     let grid = [groups(shape.time as usize, TENSOR_QUERIES) * shape.heads, shape.batch, 1];
-    let launch = Launch { shared_bytes: tensor_shared_bytes(1), ..Launch::new(grid, 128) };
+    let launch = Launch { shared_bytes: WARPGROUP_SHARED_BYTES, ..Launch::new(grid, 256) };
     let arguments = arguments![q, keys, values, y, cursor, shape, wave];
     // SAFETY: attention_wgmma_bf16(TensorMap q, keys, values, bf16 *y, const Cursor *, CacheShape, u32 wave); the maps end where the buffers
     // do, stores are inside [B, T, H]; the caller owns all buffers and has checked their lengths.

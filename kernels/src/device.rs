@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use crate::attention::tensor_shared_bytes;
 use crate::compile::{architecture, cubin};
 use crate::driver::check;
 use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::ledger::{Kind, Line};
 use crate::libraries::{DRIVER_REMEDY, driver_present};
-use crate::product::{CLUSTER_BLOCKS, WIDE};
+use crate::{attention, product};
 
 /// What the driver says about a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +35,6 @@ pub struct Device(Arc<Open>);
 struct Open {
     info: Info,
     functions: Vec<sys::CUfunction>,
-    clusters: u32,
     // Released in this order: the stream and the module before the context that they live in.
     stream: Stream,
     _module: Module,
@@ -62,19 +60,13 @@ impl Device {
         let functions: Vec<_> =
             Entry::ALL.iter().map(|entry| module.function(*entry)).collect::<Result<_>>()?;
         allow_shared_memory(info.compute, &functions)?;
-        let clusters = if info.compute.0 == 9 { clusters(&functions)? } else { 0 };
-        Ok(Self(Arc::new(Open { info, functions, clusters, stream, _module: module, context })))
+        Ok(Self(Arc::new(Open { info, functions, stream, _module: module, context })))
     }
 
     /// What the driver says about the GPU.
     #[must_use]
     pub fn info(&self) -> &Info {
         &self.0.info
-    }
-
-    /// Clusters of the kernels of `product_wgmma.cu` that run at once; none but on Hopper.
-    pub(crate) fn clusters(&self) -> u32 {
-        self.0.clusters
     }
 
     /// Waits until everything submitted so far has run.
@@ -180,41 +172,13 @@ fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
 
 /// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.
 fn allow_shared_memory(compute: (u32, u32), functions: &[sys::CUfunction]) -> Result<()> {
-    let wide = WIDE.iter().map(|kernel| ((9, 0), kernel.entry, kernel.shared_bytes));
-    let attention = [((8, 0), Entry::attention_mma_wide_bf16, tensor_shared_bytes(2))];
-    for (from, entry, bytes) in wide.chain(attention) {
-        // Warpgroup products are Hopper's alone.
-        if compute < from || (from.0 == 9 && compute.0 != 9) {
-            continue;
-        }
+    for (entry, bytes) in product::large_shared(compute).into_iter().chain(attention::large_shared(compute)) {
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function belongs to the module just loaded.
         let code = unsafe { sys::cuFuncSetAttribute(functions[entry as usize], attribute, bytes as i32) };
         check(entry.name(), code.result())?;
     }
     Ok(())
-}
-
-/// How many clusters of the kernels of `product_wgmma.cu` run at once.
-fn clusters(functions: &[sys::CUfunction]) -> Result<u32> {
-    let mut fewest = u32::MAX;
-    for kernel in WIDE {
-        let mut attributes = [cluster_attribute(CLUSTER_BLOCKS)];
-        let launch = Launch {
-            shared_bytes: kernel.shared_bytes,
-            cluster: CLUSTER_BLOCKS,
-            ..Launch::new([CLUSTER_BLOCKS, 1, 1], 384)
-        };
-        let config = launch.config(std::ptr::null_mut(), &mut attributes);
-        let mut count = 0;
-        // SAFETY: the function belongs to the module just loaded; the configuration and its one attribute are live.
-        let code = unsafe {
-            sys::cuOccupancyMaxActiveClusters(&mut count, functions[kernel.entry as usize], &config)
-        };
-        check("cuOccupancyMaxActiveClusters", code.result())?;
-        fewest = fewest.min(u32::try_from(count).unwrap_or(0));
-    }
-    Ok(fewest)
 }
 
 /// Addresses of kernel arguments, in the order of the entry point's signature.

@@ -61,9 +61,9 @@ fn linear_add_tensor<E: Element>(
     let (rows, inputs, outputs) = (shape.rows as usize, shape.inputs as usize, shape.outputs as usize);
     let (y, bias) = (y.address(), bias.address());
     if product::wide(device, rows) {
-        let launch = LINEAR_ADD.launch(device, rows, groups(outputs, LINEAR_ADD.columns));
+        let launch = LINEAR_ADD.launch(rows, outputs, 1);
         let x = product::map_rows(x, rows, inputs)?;
-        let weight = product::map_weight(weight, outputs, inputs, LINEAR_ADD)?;
+        let weight = LINEAR_ADD.weight(weight, outputs, inputs)?;
         // SAFETY: linear_add_wgmma_bf16(TensorMap x, TensorMap weight, float *y, const bf16 *bias, LinearShape); the maps end where the
         // matrices do, loads and stores of y are inside the shape; the caller owns all buffers and has checked their lengths.
         return unsafe { device.launch(LINEAR_ADD.entry, launch, arguments![x, weight, y, bias, shape]) };

@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, LINEAR_GELU};
-use crate::shape::{LinearShape, groups};
+use crate::shape::LinearShape;
 
 /// y = gelu(x · weightᵀ + bias) through tensor cores; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`, for which
 /// [`crate::tensor_cores`] holds.
@@ -31,9 +31,9 @@ pub fn linear_gelu<E: Element>(
     );
     assert!(weight.len() >= shape.weight_len() && bias.len() >= outputs, "weight, bias for {shape:?}");
     if product::wide(device, rows) {
-        let launch = LINEAR_GELU.launch(device, rows, groups(outputs, LINEAR_GELU.columns));
+        let launch = LINEAR_GELU.launch(rows, outputs, 1);
         let x = product::map_rows(x, rows, inputs)?;
-        let weight = product::map_weight(weight, outputs, inputs, LINEAR_GELU)?;
+        let weight = LINEAR_GELU.weight(weight, outputs, inputs)?;
         let (y, bias) = (y.address(), bias.address());
         // SAFETY: linear_gelu_wgmma_bf16(TensorMap x, TensorMap weight, bf16 *y, const bf16 *bias, LinearShape); the maps end where the
         // matrices do, stores are inside the shape, lengths as above; the caller owns all buffers.

@@ -13,49 +13,68 @@ use crate::shape::groups;
 
 /// Rows, outputs and inputs of a tile of `product_mma.cu`.
 const MMA_TILE: usize = 64;
+/// Dynamic shared memory there: a ring of five pairs of tiles.
+const MMA_SHARED_BYTES: u32 = 5 * 2 * 64 * 128;
 /// Rows of a tile of `product_wgmma.cu`.
-const WGMMA_ROWS: usize = 128;
-/// Blocks of a cluster there, along the rows: they share the weights that they read.
-const CLUSTER: usize = 2;
-/// Rows from which on clusters of 256 rows are worth their start.
+const WGMMA_ROWS: usize = 256;
+/// Rows from which on such tiles are worth their start.
 const WGMMA_ROWS_MIN: usize = 192;
 
-/// A kernel of `product_wgmma.cu`: outputs of its tile, and the dynamic shared memory of its ring.
+/// A kernel of `product_wgmma.cu`: outputs of its tile, the dynamic shared memory of its ring, and the blocks of a cluster that share a tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Wide {
     pub(crate) entry: Entry,
-    pub(crate) columns: usize,
-    pub(crate) shared_bytes: u32,
+    columns: usize,
+    shared_bytes: u32,
+    cluster: u32,
 }
 
 impl Wide {
-    const fn new(entry: Entry, columns: usize, stages: usize) -> Self {
+    const fn new(entry: Entry, columns: usize, stages: usize, cluster: u32) -> Self {
         let stage_bytes = (WGMMA_ROWS + columns) * 128;
         // Barriers take 16 bytes a stage; the ring begins at a multiple of 1024.
         let shared_bytes = (1024 + stages * (stage_bytes + 16)) as u32;
-        Self { entry, columns, shared_bytes }
+        Self { entry, columns, shared_bytes, cluster }
     }
 
-    /// Grid and block for `tiles` tiles of outputs: every cluster that fits the device at once, and no more than there is work for.
-    pub(crate) fn launch(self, device: &Device, rows: usize, tiles: u32) -> Launch {
-        let work = groups(rows, CLUSTER * WGMMA_ROWS) * tiles;
-        let blocks = work.min(device.clusters()) * CLUSTER_BLOCKS;
-        Launch {
-            grid: [blocks, 1, 1],
-            threads: 384,
-            shared_bytes: self.shared_bytes,
-            cluster: CLUSTER_BLOCKS,
-        }
+    /// Grid and block for `parts` matrices of `outputs` rows.
+    pub(crate) fn launch(self, rows: usize, outputs: usize, parts: u32) -> Launch {
+        let grid = [self.cluster * groups(rows, WGMMA_ROWS), groups(outputs, self.columns), parts];
+        Launch { grid, threads: 384, shared_bytes: self.shared_bytes, cluster: self.cluster }
+    }
+
+    /// A weight `[outputs, inputs]` as the kernel's tiles take it.
+    pub(crate) fn weight<E: Element>(
+        self,
+        w: &Buffer<E>,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<TensorMap> {
+        map(w, outputs, inputs, self.columns)
     }
 }
 
-pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, 200, 5);
-pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, 104, 7);
-pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, 160, 6);
-/// All of them: each has one block a multiprocessor, so the device runs as many clusters of one as of another.
-pub(crate) const WIDE: [Wide; 3] = [LINEAR_GELU, LINEAR_ADD, QKV];
-/// Blocks of their clusters.
-pub(crate) const CLUSTER_BLOCKS: u32 = CLUSTER as u32;
+pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, 200, 3, 1);
+pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, 160, 4, 3);
+pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, 160, 4, 1);
+
+/// The kernels that want more than 48 KiB of dynamic shared memory on a GPU of this compute capability, and how much.
+pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
+    let mma = [
+        Entry::linear_mma_bf16,
+        Entry::linear_add_mma_bf16,
+        Entry::linear_gelu_mma_bf16,
+        Entry::qkv_mma_bf16,
+    ];
+    let ampere = mma.into_iter().map(|entry| (entry, MMA_SHARED_BYTES)).filter(|_| compute >= (8, 0));
+    let wide = [LINEAR_GELU, LINEAR_ADD, QKV].into_iter().map(|kernel| (kernel.entry, kernel.shared_bytes));
+    ampere.chain(wide.filter(|_| has_warpgroups(compute))).collect()
+}
+
+/// Whether a GPU has warpgroup products: Hopper alone.
+pub(crate) fn has_warpgroups(compute: (u32, u32)) -> bool {
+    compute.0 == 9
+}
 
 /// Whether tensor cores take a product of this many inputs and outputs in this precision: rows of 16 bytes, from Ampere on.
 #[must_use]
@@ -66,12 +85,13 @@ pub fn tensor_cores<E: Element>(device: &Device, inputs: usize, outputs: usize) 
 
 /// Whether a pass of this many rows goes through warpgroup products.
 pub(crate) fn wide(device: &Device, rows: usize) -> bool {
-    device.clusters() > 0 && rows >= WGMMA_ROWS_MIN
+    has_warpgroups(device.info().compute) && rows >= WGMMA_ROWS_MIN
 }
 
 /// Grid and block of a kernel of `product_mma.cu` for `parts` matrices of `outputs` rows.
 pub(crate) fn mma_launch(rows: usize, outputs: usize, parts: u32) -> Launch {
-    Launch::new([parts * groups(outputs, MMA_TILE), groups(rows, MMA_TILE), 1], 128)
+    let grid = [parts * groups(outputs, MMA_TILE), groups(rows, MMA_TILE), 1];
+    Launch { shared_bytes: MMA_SHARED_BYTES, ..Launch::new(grid, 128) }
 }
 
 /// A matrix in device memory as Hopper's copy engine takes it, a kernel's argument by value.
@@ -80,16 +100,6 @@ pub(crate) type TensorMap = sys::CUtensorMap;
 /// The rows of an activation `[rows, inputs]`.
 pub(crate) fn map_rows<E: Element>(x: &Buffer<E>, rows: usize, inputs: usize) -> Result<TensorMap> {
     map(x, rows, inputs, WGMMA_ROWS)
-}
-
-/// The rows of a weight `[outputs, inputs]`, for tiles of this kernel.
-pub(crate) fn map_weight<E: Element>(
-    w: &Buffer<E>,
-    outputs: usize,
-    inputs: usize,
-    kernel: Wide,
-) -> Result<TensorMap> {
-    map(w, outputs, inputs, kernel.columns)
 }
 
 /// Boxes of `box_rows` rows and 64 columns of `x: [rows, columns]`, swizzled by 128 bytes, zeros outside.

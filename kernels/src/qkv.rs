@@ -8,7 +8,7 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, QKV};
-use crate::shape::{CacheShape, groups};
+use crate::shape::CacheShape;
 
 /// As the device code takes them.
 #[repr(C)]
@@ -49,9 +49,9 @@ pub fn qkv<E: Element>(
     let (rows, place) =
         ((shape.batch * shape.time) as usize, [q.address(), keys.address(), values.address()]);
     if product::wide(device, rows) {
-        let launch = QKV.launch(device, rows, 3 * groups(channels, QKV.columns));
+        let launch = QKV.launch(rows, channels, 3);
         let x = product::map_rows(x, rows, channels)?;
-        let [q, k, v] = weights.map(|w| product::map_weight(w, channels, channels, QKV));
+        let [q, k, v] = weights.map(|w| QKV.weight(w, channels, channels));
         let (q, k, v, cursor) = (q?, k?, v?, cursor.address());
         // SAFETY: qkv_wgmma_bf16(TensorMap x, TensorMap q, k, v, QkvPlaces, const Cursor *, CacheShape); the maps end where the matrices
         // do, stores are inside [B, T, C] and the cache, positions past P dropped, lengths as above; the caller owns all buffers.
