@@ -17,8 +17,8 @@ __device__ inline float gelu_rounded(float x) {
     tail = fmaf(tail, t, -0.0143266344f);
     tail = fmaf(tail, t, 0.1427956880f);
     tail = fmaf(tail, t, 0.1140913617f);
-    tail = fmaf(tail, t, 0.1200418901f) * t * e;
-    return x < 0 ? x * tail : fmaf(-x, tail, x);
+    tail = fmaf(tail, t, 0.1200418901f) * (t * e);
+    return fmaf(-fabsf(x), tail, fmaxf(x, 0.0f));
 }
 
 __device__ inline void swap_lanes(u32 (&v)[4], int i, int j, u32 lanes) {

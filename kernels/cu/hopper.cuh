@@ -81,8 +81,7 @@ __device__ inline float4 load4_of(u32 place, u32 rank) {
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(rank));
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(there)
-                 : "memory");
+                 : "r"(there));
 #endif
     return v;
 }
@@ -167,6 +166,11 @@ WARPGROUP(160, 80,
           TEN_NAMES(6) ", " TEN_NAMES(7),
           "%80", "%81", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
           TEN_SUMS(7))
+WARPGROUP(184, 92,
+          TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
+          TEN_NAMES(6) ", " TEN_NAMES(7) ", " TEN_NAMES(8) ", %90, %91",
+          "%92", "%93", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
+          TEN_SUMS(7), TEN_SUMS(8), "+f"(sum[90]), "+f"(sum[91]))
 WARPGROUP(200, 100,
           TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
           TEN_NAMES(6) ", " TEN_NAMES(7) ", " TEN_NAMES(8) ", " TEN_NAMES(9),

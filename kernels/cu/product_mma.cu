@@ -1,6 +1,6 @@
 // Matrix products through tensor cores from Ampere on: y = f(x * weight^T), x [R, I], weight [O, I], bfloat16, float32 sums.
 //
-// A block of 4 warps makes a tile of 64 rows x 64 outputs, 32 x 32 a warp, from slices of 64 inputs that asynchronous copies bring into a
+// A block of 8 warps makes a tile of 64 rows x 64 outputs, 16 x 32 a warp, from slices of 64 inputs that asynchronous copies bring into a
 // ring of five in shared memory, which hides the way to L2. Grid (tiles of outputs, tiles of rows). The weights of the first slices are read before the previous
 // launch has finished. I a multiple of eight, O too. Deterministic: no sum is split. Launchers: src/product.rs.
 #pragma once
@@ -39,8 +39,8 @@ __device__ void product_mma(const bf16 *x, const bf16 *weight, u32 rows, u32 inp
     for (u32 slice = 0; slice < MMA_STAGES - 1; slice++) ask_weight(slice);
     await_previous();
     for (u32 slice = 0; slice < MMA_STAGES - 1; slice++) ask_x(slice), commit_copies();
-    u32 warp = threadIdx.x / WARP, row = warp / 2 * 32, column = warp % 2 * 32;
-    float sum[2][16] = {};
+    u32 warp = threadIdx.x / WARP, row = warp / 2 * 16, column = warp % 2 * 32;
+    float sum[16] = {};
     for (u32 slice = 0; slice < slices; slice++) {
         await_copies<MMA_STAGES - 2>();
         __syncthreads();
@@ -49,17 +49,14 @@ __device__ void product_mma(const bf16 *x, const bf16 *weight, u32 rows, u32 inp
         commit_copies();
 #pragma unroll
         for (u32 k = 0; k < MMA_SLICE / 16; k++) {
-            u32 a[2][4], b[2][4];
-            fragment(a[0], x_tile(slice), row, k * 2), fragment(a[1], x_tile(slice), row + 16, k * 2);
-            u32 weights = x_tile(slice) + MMA_TILE_BYTES;
+            u32 a[4], b[2][4], weights = x_tile(slice) + MMA_TILE_BYTES;
+            fragment(a, x_tile(slice), row, k * 2);
             fragment_pair(b[0], weights, column, k * 2), fragment_pair(b[1], weights, column + 16, k * 2);
 #pragma unroll
-            for (int i = 0; i < 2; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) multiply(sum[i] + j * 4, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+            for (int j = 0; j < 4; j++) multiply(sum + j * 4, a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
     }
-    store(sum[0], row0 + row, output0 + column), store(sum[1], row0 + row + 16, output0 + column);
+    store(sum, row0 + row, output0 + column);
 }
 
 template <typename Out>
@@ -68,15 +65,15 @@ __device__ void linear_mma(const Out &out, const bf16 *x, const bf16 *weight, Li
     product_mma(x, weight, s.rows, s.inputs, s.outputs, blockIdx.y * MMA_TILE, blockIdx.x * MMA_TILE, store);
 }
 
-extern "C" __global__ void __launch_bounds__(128) linear_mma_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias,
+extern "C" __global__ void __launch_bounds__(256) linear_mma_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias,
                                                                   LinearShape s) {
     linear_mma(Dense<false>{y, bias, s.rows, s.outputs}, x, weight, s);
 }
-extern "C" __global__ void __launch_bounds__(128) linear_gelu_mma_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias,
+extern "C" __global__ void __launch_bounds__(256) linear_gelu_mma_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias,
                                                                        LinearShape s) {
     linear_mma(Dense<true>{y, bias, s.rows, s.outputs}, x, weight, s);
 }
-extern "C" __global__ void __launch_bounds__(128) linear_add_mma_bf16(float *y, const bf16 *x, const bf16 *weight, const bf16 *bias,
+extern "C" __global__ void __launch_bounds__(256) linear_add_mma_bf16(float *y, const bf16 *x, const bf16 *weight, const bf16 *bias,
                                                                       LinearShape s) {
     linear_mma(Residual{y, bias, s.rows, s.outputs}, x, weight, s);
 }
@@ -86,7 +83,7 @@ struct Projections {
     const bf16 *weight[3];
     bf16 *place[3];
 };
-extern "C" __global__ void __launch_bounds__(128) qkv_mma_bf16(Projections p, const bf16 *x, const Cursor *cursor, CacheShape s) {
+extern "C" __global__ void __launch_bounds__(256) qkv_mma_bf16(Projections p, const bf16 *x, const Cursor *cursor, CacheShape s) {
     u32 channels = s.heads * s.head_size, tiles = (channels + MMA_TILE - 1) / MMA_TILE, part = blockIdx.x / tiles;
     const bf16 *weight = part == 0 ? p.weight[0] : part == 1 ? p.weight[1] : p.weight[2];
     // The cursor changes at the end of a pass only.

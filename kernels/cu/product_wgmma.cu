@@ -15,6 +15,7 @@ constexpr u32 TILE_ROWS = 256, SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2, GRO
 template <int COLUMNS, int STAGES> struct Ring {
     static constexpr u32 X_BYTES = TILE_ROWS * SLICE_BYTES, STAGE_BYTES = X_BYTES + COLUMNS * SLICE_BYTES;
     u32 tiles, barriers;
+    bf16 *bias; // of the tile's outputs
     __device__ u32 x(u32 turn) const { return tiles + turn % STAGES * STAGE_BYTES; }
     __device__ u32 weight(u32 turn) const { return x(turn) + X_BYTES; }
     __device__ u32 full(u32 turn) const { return barriers + turn % STAGES * 16; }
@@ -73,6 +74,7 @@ template <int COLUMNS, int STAGES, typename Store, typename End>
 __device__ void product_wgmma(Ring<COLUMNS, STAGES> ring, const Share &share, Store store, End end) {
     release_next();
     if (threadIdx.x == 0) {
+        fetch_map(share.x), fetch_map(share.weight);
         for (u32 slot = 0; slot < STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS);
         fence_barriers();
     }
@@ -98,6 +100,7 @@ template <int COLUMNS, int STAGES> __device__ Ring<COLUMNS, STAGES> make_ring() 
     Ring<COLUMNS, STAGES> ring;
     ring.tiles = (shared_address(shared) + 1023) / 1024 * 1024;
     ring.barriers = ring.tiles + STAGES * ring.STAGE_BYTES;
+    ring.bias = reinterpret_cast<bf16 *>(shared + (ring.barriers + STAGES * 16 - shared_address(shared)));
     return ring;
 }
 __device__ inline u32 slices_of(u32 inputs) { return (inputs + SLICE - 1) / SLICE; }
@@ -106,9 +109,12 @@ __device__ inline u32 slices_of(u32 inputs) { return (inputs + SLICE - 1) / SLIC
 template <bool GELU, int COLUMNS, int STAGES>
 __device__ void linear_wgmma(const TensorMap *x, const TensorMap *weight, bf16 *y, const bf16 *bias, LinearShape s) {
     Share share = {x, weight, blockIdx.x * TILE_ROWS, blockIdx.y * COLUMNS, 0, slices_of(s.inputs)};
-    Dense<GELU> out = {y, bias, s.rows, s.outputs};
+    Ring<COLUMNS, STAGES> ring = make_ring<COLUMNS, STAGES>();
+    // The bias comes to shared memory before the sums are there; product_wgmma begins with a barrier.
+    if (threadIdx.x < COLUMNS) ring.bias[threadIdx.x] = share.output + threadIdx.x < s.outputs ? bias[share.output + threadIdx.x] : bf16{};
+    Dense<GELU> out = {y, ring.bias - share.output, s.rows, s.outputs};
     auto store = [&](const float *sum, u32 row) { finish<COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(make_ring<COLUMNS, STAGES>(), share, store, [](bool) {});
+    product_wgmma(ring, share, store, [](bool) {});
 }
 
 // Where the three projections go.
@@ -126,30 +132,39 @@ __device__ void qkv_wgmma(const TensorMap *x, const TensorMap *weight, QkvPlaces
     product_wgmma(make_ring<COLUMNS, STAGES>(), share, store, [](bool) {});
 }
 
-// Adds up the third that is this block's of the sums that the cluster's blocks left at `sums`. The consumers.
+// Adds up the third that is this block's of the sums that the cluster's blocks left at `sums`. The consumers; loads come in batches.
 template <int COLUMNS, int PITCH, int RANKS>
 __device__ void add_up(u32 sums, u32 rank, const Share &share, float *y, const bf16 *bias, LinearShape s) {
-    constexpr u32 FOURS = COLUMNS / 4, TOTAL = TILE_ROWS * FOURS;
-#pragma unroll 4
-    for (u32 i = TOTAL * rank / RANKS + threadIdx.x - 128; i < TOTAL * (rank + 1) / RANKS; i += CONSUMERS * 128) {
-        u32 row = i / FOURS, column = i % FOURS * 4, output = share.output + column;
-        if (share.row + row >= s.rows || output >= s.outputs) continue;
-        float4 *to = reinterpret_cast<float4 *>(y + u64(share.row + row) * s.outputs + output);
-        float4 sum = {}, before = *to, shift = load4(bias + output);
+    constexpr u32 FOURS = COLUMNS / 4, TOTAL = TILE_ROWS * FOURS, STRIDE = CONSUMERS * 128;
+    constexpr int BATCH = 8;
+    u32 end = TOTAL * (rank + 1) / RANKS;
+    for (u32 start = TOTAL * rank / RANKS + threadIdx.x - 128; start < end; start += BATCH * STRIDE) {
+        float4 *to[BATCH], sum[BATCH];
 #pragma unroll
-        for (u32 r = 0; r < RANKS; r++) {
-            float4 part = load4_of(sums + (row * PITCH + column) * 4, r);
-            sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+        for (int j = 0; j < BATCH; j++) {
+            u32 i = start + j * STRIDE, row = i / FOURS, column = i % FOURS * 4, output = share.output + column;
+            to[j] = nullptr;
+            if (i >= end || share.row + row >= s.rows || output >= s.outputs) continue;
+            to[j] = reinterpret_cast<float4 *>(y + u64(share.row + row) * s.outputs + output);
+            float4 all = load4_of(sums + (row * PITCH + column) * 4, 0), shift = load4(bias + output), before = *to[j];
+#pragma unroll
+            for (u32 r = 1; r < RANKS; r++) {
+                float4 part = load4_of(sums + (row * PITCH + column) * 4, r);
+                all = make_float4(all.x + part.x, all.y + part.y, all.z + part.z, all.w + part.w);
+            }
+            sum[j] = make_float4(before.x + (all.x + shift.x), before.y + (all.y + shift.y), before.z + (all.z + shift.z),
+                                 before.w + (all.w + shift.w));
         }
-        *to = make_float4(before.x + (sum.x + shift.x), before.y + (sum.y + shift.y), before.z + (sum.z + shift.z),
-                          before.w + (sum.w + shift.w));
+#pragma unroll
+        for (int j = 0; j < BATCH; j++)
+            if (to[j] != nullptr) *to[j] = sum[j];
     }
 }
 
 // Grid (RANKS tiles of rows, tiles of outputs), clusters of RANKS blocks.
 template <int COLUMNS, int STAGES, int RANKS>
 __device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
-    constexpr u32 PITCH = COLUMNS + 8; // a row of sums; eight rows then lie in different banks
+    constexpr u32 PITCH = COLUMNS % 16 == 8 ? COLUMNS : COLUMNS + 8; // of a row of sums: four rows then lie in different banks
     static_assert(TILE_ROWS * PITCH * 4 <= STAGES * Ring<COLUMNS, STAGES>::STAGE_BYTES, "the sums take the ring's place");
     u32 rank = blockIdx.x % RANKS, slices = slices_of(s.inputs);
     Share share = {x,     weight, blockIdx.x / RANKS * TILE_ROWS, blockIdx.y * COLUMNS, slices * rank / RANKS, slices * (rank + 1) / RANKS};
@@ -171,7 +186,8 @@ __device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, fl
     product_wgmma(ring, share, store, end);
 }
 
-// Width of a tile and stages of the ring. Usual models have outputs that 160 or 200 divide into whole rounds of tiles.
+// Width of a tile and stages of the ring. Usual models have outputs that 160, 184 or 200 cut
+// into few tiles more than they must.
 extern "C" __global__ void __launch_bounds__(384, 1) linear_gelu_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                             const __grid_constant__ TensorMap weight, bf16 *y,
                                                                             const bf16 *bias, LinearShape s) {
@@ -183,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear_add_wgmma_bf16(const
                                                                            const __grid_constant__ TensorMap weight, float *y,
                                                                            const bf16 *bias, LinearShape s) {
 #if HOPPER
-    linear_add_wgmma<160, 4, 3>(&x, &weight, y, bias, s);
+    linear_add_wgmma<184, 4, 3>(&x, &weight, y, bias, s);
 #endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_bf16(const __grid_constant__ TensorMap x,

@@ -10,6 +10,8 @@ use crate::shape::{LinearShape, groups};
 
 /// The most rows for which a warp an output is best.
 const WARP_ROWS_MAX: u32 = 32;
+/// Inputs from which on three blocks a tile are faster than one, however few the rows.
+const LONG_SUM: usize = 1024;
 
 /// y += x · weightᵀ + bias; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`. I is a multiple of four. Tensor cores take
 /// many rows where they can ([`crate::tensor_cores`]); without them this is for few rows.
@@ -60,7 +62,7 @@ fn linear_add_tensor<E: Element>(
 ) -> Result<()> {
     let (rows, inputs, outputs) = (shape.rows as usize, shape.inputs as usize, shape.outputs as usize);
     let (y, bias) = (y.address(), bias.address());
-    if product::wide(device, rows) {
+    if product::wide(device, rows, inputs >= LONG_SUM) {
         let launch = LINEAR_ADD.launch(rows, outputs, 1);
         let x = product::map_rows(x, rows, inputs)?;
         let weight = LINEAR_ADD.weight(weight, outputs, inputs)?;

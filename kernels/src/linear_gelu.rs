@@ -30,7 +30,7 @@ pub fn linear_gelu<E: Element>(
         x.len()
     );
     assert!(weight.len() >= shape.weight_len() && bias.len() >= outputs, "weight, bias for {shape:?}");
-    if product::wide(device, rows) {
+    if product::wide(device, rows, false) {
         let launch = LINEAR_GELU.launch(rows, outputs, 1);
         let x = product::map_rows(x, rows, inputs)?;
         let weight = LINEAR_GELU.weight(weight, outputs, inputs)?;

@@ -32,8 +32,8 @@ pub(crate) struct Wide {
 impl Wide {
     const fn new(entry: Entry, columns: usize, stages: usize, cluster: u32) -> Self {
         let stage_bytes = (WGMMA_ROWS + columns) * 128;
-        // Barriers take 16 bytes a stage; the ring begins at a multiple of 1024.
-        let shared_bytes = (1024 + stages * (stage_bytes + 16)) as u32;
+        // Barriers take 16 bytes a stage, the bias two an output; the ring begins at a multiple of 1024.
+        let shared_bytes = (1024 + stages * (stage_bytes + 16) + columns * 2) as u32;
         Self { entry, columns, shared_bytes, cluster }
     }
 
@@ -55,7 +55,7 @@ impl Wide {
 }
 
 pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, 200, 3, 1);
-pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, 160, 4, 3);
+pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, 184, 4, 3);
 pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, 160, 4, 1);
 
 /// The kernels that want more than 48 KiB of dynamic shared memory on a GPU of this compute capability, and how much.
@@ -83,15 +83,16 @@ pub fn tensor_cores<E: Element>(device: &Device, inputs: usize, outputs: usize) 
     E::TENSOR_CORES && aligned && device.info().compute >= (8, 0)
 }
 
-/// Whether a pass of this many rows goes through warpgroup products.
-pub(crate) fn wide(device: &Device, rows: usize) -> bool {
-    has_warpgroups(device.info().compute) && rows >= WGMMA_ROWS_MIN
+/// Whether a product of this many rows goes through warpgroup products: not few rows, unless their sums are `long`, which small tiles take
+/// a slice at a time.
+pub(crate) fn wide(device: &Device, rows: usize, long: bool) -> bool {
+    has_warpgroups(device.info().compute) && (rows >= WGMMA_ROWS_MIN || long)
 }
 
 /// Grid and block of a kernel of `product_mma.cu` for `parts` matrices of `outputs` rows.
 pub(crate) fn mma_launch(rows: usize, outputs: usize, parts: u32) -> Launch {
     let grid = [parts * groups(outputs, MMA_TILE), groups(rows, MMA_TILE), 1];
-    Launch { shared_bytes: MMA_SHARED_BYTES, ..Launch::new(grid, 128) }
+    Launch { shared_bytes: MMA_SHARED_BYTES, ..Launch::new(grid, 256) }
 }
 
 /// A matrix in device memory as Hopper's copy engine takes it, a kernel's argument by value.

@@ -48,7 +48,7 @@ pub fn qkv<E: Element>(
     assert!(cursor.len() >= 2, "the cursor is past and step");
     let (rows, place) =
         ((shape.batch * shape.time) as usize, [q.address(), keys.address(), values.address()]);
-    if product::wide(device, rows) {
+    if product::wide(device, rows, false) {
         let launch = QKV.launch(rows, channels, 3);
         let x = product::map_rows(x, rows, channels)?;
         let [q, k, v] = weights.map(|w| QKV.weight(w, channels, channels));
