@@ -48,7 +48,7 @@ pub use gelu::gelu;
 pub use graph::Graph;
 pub use layernorm::layernorm;
 pub use linear::{linear, logits};
-pub use linear_add::linear_add;
+pub use linear_add::{linear_add, linear_add_many};
 pub use linear_gelu::linear_gelu;
 pub use norm_linear::{norm_gelu, norm_logits};
 pub use norm_qkv::{NormQkvWeights, norm_qkv};

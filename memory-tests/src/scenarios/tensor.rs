@@ -60,7 +60,7 @@ fn linear(device: &kernels::Device, o: &mut Operands, rows: u32) -> kernels::Res
 }
 
 fn linear_add(device: &kernels::Device, o: &mut Operands, rows: u32) -> kernels::Result<()> {
-    kernels::linear_add(device, &mut o.wide, &o.x, &o.matrix, &o.vector, square(rows))
+    kernels::linear_add_many(device, &mut o.wide, &o.x, &o.matrix, &o.vector, square(rows))
 }
 
 fn linear_gelu(device: &kernels::Device, o: &mut Operands, rows: u32) -> kernels::Result<()> {

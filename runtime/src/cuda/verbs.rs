@@ -15,6 +15,10 @@ use crate::weights::Tensor;
 
 /// The longest pass, in rows, that the fused kernels serve.
 const FUSED_ROWS_MAX: usize = 32;
+/// More rows than these, and values in them from so many on, go through tensor cores where there are: the fused kernels read each weight
+/// once a row.
+const TENSOR_ROWS_ABOVE: usize = 8;
+const TENSOR_VALUES_MIN: usize = 2560;
 
 impl<E: Element> Cuda<E> {
     /// Whether a pass of `rows` rows of `channels` goes through the fused kernels.
@@ -25,9 +29,8 @@ impl<E: Element> Cuda<E> {
 
     /// Whether a pass of `rows` rows of `channels`, `width` inside, goes through tensor cores.
     fn tensor_cores(&self, rows: usize, channels: usize, width: usize) -> bool {
-        !self.taps.plain()
-            && rows > FUSED_ROWS_MAX
-            && kernels::tensor_cores::<E>(&self.device, channels, width)
+        let many = rows > FUSED_ROWS_MAX || rows > TENSOR_ROWS_ABOVE && rows * channels >= TENSOR_VALUES_MIN;
+        !self.taps.plain() && many && kernels::tensor_cores::<E>(&self.device, channels, width)
     }
 
     /// [`Backend::attention_sublayer`] for many rows: four launches, of which the projections append to the cache and the last adds to x.
@@ -56,7 +59,7 @@ impl<E: Element> Cuda<E> {
         )?;
         self.attention(&mut s.core, &s.q, keys, values, cursor, shape)?;
         let square = linear_shape(LinearShape { rows, inputs: channels, outputs: channels });
-        Ok(kernels::linear_add(&self.device, x, &s.core, &attention.out, &attention.out_bias, square)?)
+        Ok(kernels::linear_add_many(&self.device, x, &s.core, &attention.out, &attention.out_bias, square)?)
     }
 
     /// [`Backend::mlp_sublayer`] for many rows: three launches, of which the second ends with the activation and the last adds to x.
@@ -74,7 +77,7 @@ impl<E: Element> Cuda<E> {
         );
         self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), mlp.channels)?;
         kernels::linear_gelu(&self.device, &mut s.gelu, &s.normed, &mlp.up, &mlp.up_bias, linear_shape(up))?;
-        Ok(kernels::linear_add(&self.device, x, &s.gelu, &mlp.down, &mlp.down_bias, linear_shape(down))?)
+        Ok(kernels::linear_add_many(&self.device, x, &s.gelu, &mlp.down, &mlp.down_bias, linear_shape(down))?)
     }
 }
 
