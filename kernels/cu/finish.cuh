@@ -109,14 +109,27 @@ struct Residual {
 template <int TILES> __device__ void finish(const Residual &f, const float *sum, u32 row, u32 column) {
     u32 lane = threadIdx.x % WARP;
     row += lane / 4, column += lane % 4 * 2;
+    constexpr int BATCH = 8; // loads in flight: a store might be to what the next load reads, for all that the compiler knows
     float *top = f.y + u64(row) * f.outputs + column, *bottom = top + 8 * u64(f.outputs);
+    bool upper = row < f.rows, lower = row + 8 < f.rows;
 #pragma unroll
-    for (int j = 0; j < TILES; j++) {
-        if (column + j * 8 >= f.outputs) return;
-        float2 shift = load2(f.bias, column + j * 8, f.outputs);
-        float2 *a = reinterpret_cast<float2 *>(top + j * 8), *b = reinterpret_cast<float2 *>(bottom + j * 8);
-        const float *s = sum + j * 4;
-        if (row < f.rows) *a = make_float2(a->x + (s[0] + shift.x), a->y + (s[1] + shift.y));
-        if (row + 8 < f.rows) *b = make_float2(b->x + (s[2] + shift.x), b->y + (s[3] + shift.y));
+    for (int start = 0; start < TILES; start += BATCH) {
+        float2 a[BATCH], b[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            int j = start + i;
+            if (j >= TILES || column + j * 8 >= f.outputs) continue;
+            if (upper) a[i] = *reinterpret_cast<const float2 *>(top + j * 8);
+            if (lower) b[i] = *reinterpret_cast<const float2 *>(bottom + j * 8);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            int j = start + i;
+            if (j >= TILES || column + j * 8 >= f.outputs) continue;
+            float2 shift = load2(f.bias, column + j * 8, f.outputs);
+            const float *s = sum + j * 4;
+            if (upper) *reinterpret_cast<float2 *>(top + j * 8) = make_float2(a[i].x + (s[0] + shift.x), a[i].y + (s[1] + shift.y));
+            if (lower) *reinterpret_cast<float2 *>(bottom + j * 8) = make_float2(b[i].x + (s[2] + shift.x), b[i].y + (s[3] + shift.y));
+        }
     }
 }

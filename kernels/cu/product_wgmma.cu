@@ -10,10 +10,13 @@
 #include "finish.cuh"
 #include "hopper.cuh"
 
-constexpr u32 TILE_ROWS = 256, SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2, GROUP_ROWS = TILE_ROWS / CONSUMERS;
+constexpr u32 SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2;
 
-template <int COLUMNS, int STAGES> struct Ring {
-    static constexpr u32 X_BYTES = TILE_ROWS * SLICE_BYTES, STAGE_BYTES = X_BYTES + COLUMNS * SLICE_BYTES;
+// A tile of ROWS x COLUMNS sums, its slices in STAGES slots.
+template <int TILE_ROWS, int TILE_COLUMNS, int TILE_STAGES> struct Ring {
+    static constexpr int ROWS = TILE_ROWS, COLUMNS = TILE_COLUMNS, STAGES = TILE_STAGES;
+    static constexpr u32 GROUP_ROWS = ROWS / CONSUMERS;
+    static constexpr u32 X_BYTES = ROWS * SLICE_BYTES, STAGE_BYTES = X_BYTES + COLUMNS * SLICE_BYTES;
     u32 tiles, barriers;
     bf16 *bias; // of the tile's outputs
     __device__ u32 x(u32 turn) const { return tiles + turn % STAGES * STAGE_BYTES; }
@@ -30,11 +33,11 @@ struct Share {
 };
 
 // Asks for every slice, as slots of the ring become free. One thread.
-template <int COLUMNS, int STAGES> __device__ void produce(Ring<COLUMNS, STAGES> ring, const Share &s) {
-    u32 count = s.last - s.first, ahead = min(count, u32(STAGES));
+template <typename R> __device__ void produce(R ring, const Share &s) {
+    u32 count = s.last - s.first, ahead = min(count, u32(R::STAGES));
     auto ask_weight = [&](u32 turn) {
         await_barrier(ring.empty(turn), ring.parity(turn) ^ 1);
-        expect_bytes(ring.full(turn), ring.STAGE_BYTES);
+        expect_bytes(ring.full(turn), R::STAGE_BYTES);
         copy_box(ring.weight(turn), s.weight, (s.first + turn) * SLICE, s.output, ring.full(turn));
     };
     auto ask_x = [&](u32 turn) { copy_box(ring.x(turn), s.x, (s.first + turn) * SLICE, s.row, ring.full(turn)); };
@@ -44,20 +47,24 @@ template <int COLUMNS, int STAGES> __device__ void produce(Ring<COLUMNS, STAGES>
     for (u32 turn = ahead; turn < count; turn++) ask_weight(turn), ask_x(turn);
 }
 
-// The sums of 128 rows, 64 and 64: one warpgroup.
-template <int COLUMNS, int STAGES>
-__device__ void consume(Ring<COLUMNS, STAGES> ring, u32 count, float (&top)[COLUMNS / 2], float (&bottom)[COLUMNS / 2]) {
+// The sums of one warpgroup's rows, 64 at the top and, of 128, 64 at the bottom.
+template <typename R> struct Sums {
+    static constexpr int LEN = R::COLUMNS / 2;
+    static constexpr bool BOTH = R::GROUP_ROWS == 128;
+    float top[LEN] = {}, bottom[BOTH ? LEN : 1] = {};
+};
+
+template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) {
     u32 group = threadIdx.x / 128 - 1;
-#pragma unroll
-    for (int i = 0; i < COLUMNS / 2; i++) top[i] = bottom[i] = 0;
     for (u32 turn = 0; turn < count; turn++) {
         await_barrier(ring.full(turn), ring.parity(turn));
-        u64 a = operand(ring.x(turn) + group * GROUP_ROWS * SLICE_BYTES), b = operand(ring.weight(turn));
+        u64 a = operand(ring.x(turn) + group * R::GROUP_ROWS * SLICE_BYTES), b = operand(ring.weight(turn));
         open_products();
 #pragma unroll
         for (u32 k = 0; k < SLICE / 16; k++) {
-            Warpgroup<COLUMNS>::multiply(top, a + k * 2, b + k * 2);
-            Warpgroup<COLUMNS>::multiply(bottom, a + 64 * SLICE_BYTES / 16 + k * 2, b + k * 2);
+            Warpgroup<R::COLUMNS>::multiply(sums.top, a + k * 2, b + k * 2);
+            if constexpr (Sums<R>::BOTH)
+                Warpgroup<R::COLUMNS>::multiply(sums.bottom, a + 64 * SLICE_BYTES / 16 + k * 2, b + k * 2);
         }
         commit_products();
         if (turn == 0) continue;
@@ -65,17 +72,16 @@ __device__ void consume(Ring<COLUMNS, STAGES> ring, u32 count, float (&top)[COLU
         if (threadIdx.x % 128 == 0) arrive(ring.empty(turn - 1));
     }
     await_products<0>();
-    settle(top), settle(bottom);
+    settle(sums.top), settle(sums.bottom);
 }
 
-// Makes the block's share; `store` gets 16 x COLUMNS sums of a warp and their row within the tile, and every consumer calls it twice. Then
-// every thread calls `end`.
-template <int COLUMNS, int STAGES, typename Store, typename End>
-__device__ void product_wgmma(Ring<COLUMNS, STAGES> ring, const Share &share, Store store, End end) {
+// Makes the block's share; `store` gets 16 x COLUMNS sums of a warp and their row within the tile. Then every thread calls `end`.
+template <typename R, typename Store, typename End>
+__device__ void product_wgmma(R ring, const Share &share, Store store, End end) {
     release_next();
     if (threadIdx.x == 0) {
         fetch_map(share.x), fetch_map(share.weight);
-        for (u32 slot = 0; slot < STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS);
+        for (u32 slot = 0; slot < R::STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS);
         fence_barriers();
     }
     __syncthreads();
@@ -86,34 +92,51 @@ __device__ void product_wgmma(Ring<COLUMNS, STAGES> ring, const Share &share, St
         end(false);
     } else {
         take_registers<240>();
-        float top[COLUMNS / 2], bottom[COLUMNS / 2];
         await_previous();
-        consume(ring, share.last - share.first, top, bottom);
-        u32 row = (threadIdx.x / 128 - 1) * GROUP_ROWS + threadIdx.x % 128 / WARP * 16;
-        store(top, row), store(bottom, row + 64);
+        Sums<R> sums;
+        consume(ring, share.last - share.first, sums);
+        u32 row = (threadIdx.x / 128 - 1) * R::GROUP_ROWS + threadIdx.x % 128 / WARP * 16;
+        store(sums.top, row);
+        if constexpr (Sums<R>::BOTH) store(sums.bottom, row + 64);
         end(true);
     }
 }
 
-template <int COLUMNS, int STAGES> __device__ Ring<COLUMNS, STAGES> make_ring() {
+template <typename R> __device__ R make_ring() {
     extern __shared__ char shared[];
-    Ring<COLUMNS, STAGES> ring;
+    R ring;
     ring.tiles = (shared_address(shared) + 1023) / 1024 * 1024;
-    ring.barriers = ring.tiles + STAGES * ring.STAGE_BYTES;
-    ring.bias = reinterpret_cast<bf16 *>(shared + (ring.barriers + STAGES * 16 - shared_address(shared)));
+    ring.barriers = ring.tiles + R::STAGES * R::STAGE_BYTES;
+    ring.bias = reinterpret_cast<bf16 *>(shared + (ring.barriers + R::STAGES * 16 - shared_address(shared)));
     return ring;
+}
+
+// Brings the bias of the tile's outputs to shared memory, before the sums are there: product_wgmma begins with a barrier. What indexes it as
+// the whole vector.
+template <typename R> __device__ const bf16 *fetch_bias(R ring, const bf16 *bias, const Share &share, u32 outputs) {
+    u32 output = share.output + threadIdx.x;
+    if (threadIdx.x < R::COLUMNS) ring.bias[threadIdx.x] = output < outputs ? bias[output] : bf16{};
+    return ring.bias - share.output;
 }
 __device__ inline u32 slices_of(u32 inputs) { return (inputs + SLICE - 1) / SLICE; }
 
 // Grid (tiles of rows, tiles of outputs).
-template <bool GELU, int COLUMNS, int STAGES>
+template <typename R, bool GELU>
 __device__ void linear_wgmma(const TensorMap *x, const TensorMap *weight, bf16 *y, const bf16 *bias, LinearShape s) {
-    Share share = {x, weight, blockIdx.x * TILE_ROWS, blockIdx.y * COLUMNS, 0, slices_of(s.inputs)};
-    Ring<COLUMNS, STAGES> ring = make_ring<COLUMNS, STAGES>();
-    // The bias comes to shared memory before the sums are there; product_wgmma begins with a barrier.
-    if (threadIdx.x < COLUMNS) ring.bias[threadIdx.x] = share.output + threadIdx.x < s.outputs ? bias[share.output + threadIdx.x] : bf16{};
-    Dense<GELU> out = {y, ring.bias - share.output, s.rows, s.outputs};
-    auto store = [&](const float *sum, u32 row) { finish<COLUMNS / 8>(out, sum, share.row + row, share.output); };
+    R ring = make_ring<R>();
+    Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.inputs)};
+    Dense<GELU> out = {y, fetch_bias(ring, bias, share, s.outputs), s.rows, s.outputs};
+    auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
+    product_wgmma(ring, share, store, [](bool) {});
+}
+
+// Grid (tiles of rows, tiles of outputs).
+template <typename R>
+__device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
+    R ring = make_ring<R>();
+    Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.inputs)};
+    Residual out = {y, fetch_bias(ring, bias, share, s.outputs), s.rows, s.outputs};
+    auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
     product_wgmma(ring, share, store, [](bool) {});
 }
 
@@ -123,19 +146,19 @@ struct QkvPlaces {
 };
 
 // Grid (tiles of rows, tiles of outputs, projections).
-template <int COLUMNS, int STAGES>
+template <typename R>
 __device__ void qkv_wgmma(const TensorMap *x, const TensorMap *weight, QkvPlaces to, const Cursor *cursor, CacheShape s) {
-    Share share = {x, weight, blockIdx.x * TILE_ROWS, blockIdx.y * COLUMNS, 0, slices_of(s.heads * s.head_size)};
+    Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.heads * s.head_size)};
     // The cursor changes at the end of a pass only.
     Append out = {blockIdx.z == 0 ? to.place[0] : blockIdx.z == 1 ? to.place[1] : to.place[2], blockIdx.z > 0, cursor->past, s};
-    auto store = [&](const float *sum, u32 row) { finish<COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(make_ring<COLUMNS, STAGES>(), share, store, [](bool) {});
+    auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
+    product_wgmma(make_ring<R>(), share, store, [](bool) {});
 }
 
 // Adds up the third that is this block's of the sums that the cluster's blocks left at `sums`. The consumers; loads come in batches.
-template <int COLUMNS, int PITCH, int RANKS>
+template <typename R, int PITCH, int RANKS>
 __device__ void add_up(u32 sums, u32 rank, const Share &share, float *y, const bf16 *bias, LinearShape s) {
-    constexpr u32 FOURS = COLUMNS / 4, TOTAL = TILE_ROWS * FOURS, STRIDE = CONSUMERS * 128;
+    constexpr u32 FOURS = R::COLUMNS / 4, TOTAL = R::ROWS * FOURS, STRIDE = CONSUMERS * 128;
     constexpr int BATCH = 8;
     u32 end = TOTAL * (rank + 1) / RANKS;
     for (u32 start = TOTAL * rank / RANKS + threadIdx.x - 128; start < end; start += BATCH * STRIDE) {
@@ -162,25 +185,25 @@ __device__ void add_up(u32 sums, u32 rank, const Share &share, float *y, const b
 }
 
 // Grid (RANKS tiles of rows, tiles of outputs), clusters of RANKS blocks.
-template <int COLUMNS, int STAGES, int RANKS>
-__device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
-    constexpr u32 PITCH = COLUMNS % 16 == 8 ? COLUMNS : COLUMNS + 8; // of a row of sums: four rows then lie in different banks
-    static_assert(TILE_ROWS * PITCH * 4 <= STAGES * Ring<COLUMNS, STAGES>::STAGE_BYTES, "the sums take the ring's place");
+template <typename R, int RANKS>
+__device__ void linear_add_shared(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
+    constexpr u32 PITCH = R::COLUMNS % 16 == 8 ? R::COLUMNS : R::COLUMNS + 8; // of a row of sums: four rows then lie in different banks
+    static_assert(R::ROWS * PITCH * 4 <= R::STAGES * R::STAGE_BYTES, "the sums take the ring's place");
     u32 rank = blockIdx.x % RANKS, slices = slices_of(s.inputs);
-    Share share = {x,     weight, blockIdx.x / RANKS * TILE_ROWS, blockIdx.y * COLUMNS, slices * rank / RANKS, slices * (rank + 1) / RANKS};
-    Ring<COLUMNS, STAGES> ring = make_ring<COLUMNS, STAGES>();
+    R ring = make_ring<R>();
+    Share share = {x, weight, blockIdx.x / RANKS * R::ROWS, blockIdx.y * R::COLUMNS, slices * rank / RANKS, slices * (rank + 1) / RANKS};
     auto store = [&](const float *sum, u32 row) {
-        if (row % GROUP_ROWS < 64) sync_some<CONSUMERS * 128>(1); // both warpgroups have read all slices
+        if (row % R::GROUP_ROWS < 64) sync_some<CONSUMERS * 128>(1); // both warpgroups have read all slices
         u32 lane = threadIdx.x % WARP, to = ring.tiles + ((row + lane / 4) * PITCH + lane % 4 * 2) * 4;
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j++) {
+        for (int j = 0; j < R::COLUMNS / 8; j++) {
             store2(to + j * 32, sum[j * 4], sum[j * 4 + 1]);
             store2(to + j * 32 + 8 * PITCH * 4, sum[j * 4 + 2], sum[j * 4 + 3]);
         }
     };
     auto end = [&](bool consumer) {
         sync_cluster();
-        if (consumer) add_up<COLUMNS, PITCH, RANKS>(ring.tiles, rank, share, y, bias, s);
+        if (consumer) add_up<R, PITCH, RANKS>(ring.tiles, rank, share, y, bias, s);
         sync_cluster(); // a block must not leave while another reads its sums
     };
     product_wgmma(ring, share, store, end);
@@ -192,14 +215,14 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear_gelu_wgmma_bf16(cons
                                                                             const __grid_constant__ TensorMap weight, bf16 *y,
                                                                             const bf16 *bias, LinearShape s) {
 #if HOPPER
-    linear_wgmma<true, 200, 3>(&x, &weight, y, bias, s);
+    linear_wgmma<Ring<256, 200, 3>, true>(&x, &weight, y, bias, s);
 #endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) linear_add_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                            const __grid_constant__ TensorMap weight, float *y,
                                                                            const bf16 *bias, LinearShape s) {
 #if HOPPER
-    linear_add_wgmma<184, 4, 3>(&x, &weight, y, bias, s);
+    linear_add_shared<Ring<256, 184, 4>, 3>(&x, &weight, y, bias, s);
 #endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_bf16(const __grid_constant__ TensorMap x,
@@ -208,6 +231,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_bf16(const __grid
                                                                     const __grid_constant__ TensorMap v, QkvPlaces to,
                                                                     const Cursor *cursor, CacheShape s) {
 #if HOPPER
-    qkv_wgmma<160, 4>(&x, blockIdx.z == 0 ? &q : blockIdx.z == 1 ? &k : &v, to, cursor, s);
+    qkv_wgmma<Ring<256, 160, 4>>(&x, blockIdx.z == 0 ? &q : blockIdx.z == 1 ? &k : &v, to, cursor, s);
 #endif
 }

@@ -52,7 +52,7 @@ pub fn linear_add_many<E: Element>(
     let (y, bias) = (y.address(), bias.address());
     if product::wide(device, rows, inputs >= LONG_SUM) {
         let launch = LINEAR_ADD.launch(rows, outputs, 1);
-        let x = product::map_rows(x, rows, inputs)?;
+        let x = LINEAR_ADD.input(x, rows, inputs)?;
         let weight = LINEAR_ADD.weight(weight, outputs, inputs)?;
         // SAFETY: linear_add_wgmma_bf16(TensorMap x, TensorMap weight, float *y, const bf16 *bias, LinearShape); the maps end where the
         // matrices do, loads and stores of y are inside the shape, lengths as above; the caller owns all

@@ -32,7 +32,7 @@ pub fn linear_gelu<E: Element>(
     assert!(weight.len() >= shape.weight_len() && bias.len() >= outputs, "weight, bias for {shape:?}");
     if product::wide(device, rows, false) {
         let launch = LINEAR_GELU.launch(rows, outputs, 1);
-        let x = product::map_rows(x, rows, inputs)?;
+        let x = LINEAR_GELU.input(x, rows, inputs)?;
         let weight = LINEAR_GELU.weight(weight, outputs, inputs)?;
         let (y, bias) = (y.address(), bias.address());
         // SAFETY: linear_gelu_wgmma_bf16(TensorMap x, TensorMap weight, bf16 *y, const bf16 *bias, LinearShape); the maps end where the

@@ -15,35 +15,39 @@ use crate::shape::groups;
 const MMA_TILE: usize = 64;
 /// Dynamic shared memory there: a ring of five pairs of tiles.
 const MMA_SHARED_BYTES: u32 = 5 * 2 * 64 * 128;
-/// Rows of a tile of `product_wgmma.cu`.
-const WGMMA_ROWS: usize = 256;
-/// Rows from which on such tiles are worth their start.
+/// Rows from which on the tiles of `product_wgmma.cu` are worth their start.
 const WGMMA_ROWS_MIN: usize = 192;
 
-/// A kernel of `product_wgmma.cu`: outputs of its tile, the dynamic shared memory of its ring, and the blocks of a cluster that share a tile.
+/// A kernel of `product_wgmma.cu`: rows and outputs of its tile, the dynamic shared memory of its ring, and the blocks of a cluster that share a tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Wide {
     pub(crate) entry: Entry,
+    rows: usize,
     columns: usize,
     shared_bytes: u32,
     cluster: u32,
 }
 
 impl Wide {
-    const fn new(entry: Entry, columns: usize, stages: usize, cluster: u32) -> Self {
-        let stage_bytes = (WGMMA_ROWS + columns) * 128;
+    const fn new(entry: Entry, (rows, columns): (usize, usize), stages: usize, cluster: u32) -> Self {
+        let stage_bytes = (rows + columns) * 128;
         // Barriers take 16 bytes a stage, the bias two an output; the ring begins at a multiple of 1024.
         let shared_bytes = (1024 + stages * (stage_bytes + 16) + columns * 2) as u32;
-        Self { entry, columns, shared_bytes, cluster }
+        Self { entry, rows, columns, shared_bytes, cluster }
     }
 
     /// Grid and block for `parts` matrices of `outputs` rows.
     pub(crate) fn launch(self, rows: usize, outputs: usize, parts: u32) -> Launch {
-        let grid = [self.cluster * groups(rows, WGMMA_ROWS), groups(outputs, self.columns), parts];
+        let grid = [self.cluster * groups(rows, self.rows), groups(outputs, self.columns), parts];
         Launch { grid, threads: 384, shared_bytes: self.shared_bytes, cluster: self.cluster }
     }
 
-    /// A weight `[outputs, inputs]` as the kernel's tiles take it.
+    /// An activation `[rows, inputs]` as the kernel's tiles take it.
+    pub(crate) fn input<E: Element>(self, x: &Buffer<E>, rows: usize, inputs: usize) -> Result<TensorMap> {
+        map(x, rows, inputs, self.rows)
+    }
+
+    /// A weight `[outputs, inputs]` as they take it.
     pub(crate) fn weight<E: Element>(
         self,
         w: &Buffer<E>,
@@ -54,9 +58,9 @@ impl Wide {
     }
 }
 
-pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, 200, 3, 1);
-pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, 184, 4, 3);
-pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, 160, 4, 1);
+pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, (256, 200), 3, 1);
+pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, (256, 184), 4, 3);
+pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, (256, 160), 4, 1);
 
 /// The kernels that want more than 48 KiB of dynamic shared memory on a GPU of this compute capability, and how much.
 pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
@@ -97,11 +101,6 @@ pub(crate) fn mma_launch(rows: usize, outputs: usize, parts: u32) -> Launch {
 
 /// A matrix in device memory as Hopper's copy engine takes it, a kernel's argument by value.
 pub(crate) type TensorMap = sys::CUtensorMap;
-
-/// The rows of an activation `[rows, inputs]`.
-pub(crate) fn map_rows<E: Element>(x: &Buffer<E>, rows: usize, inputs: usize) -> Result<TensorMap> {
-    map(x, rows, inputs, WGMMA_ROWS)
-}
 
 /// Boxes of `box_rows` rows and 64 columns of `x: [rows, columns]`, swizzled by 128 bytes, zeros outside.
 pub(crate) fn map<E: Element>(

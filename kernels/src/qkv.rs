@@ -50,7 +50,7 @@ pub fn qkv<E: Element>(
         ((shape.batch * shape.time) as usize, [q.address(), keys.address(), values.address()]);
     if product::wide(device, rows, false) {
         let launch = QKV.launch(rows, channels, 3);
-        let x = product::map_rows(x, rows, channels)?;
+        let x = QKV.input(x, rows, channels)?;
         let [q, k, v] = weights.map(|w| QKV.weight(w, channels, channels));
         let (q, k, v, cursor) = (q?, k?, v?, cursor.address());
         // SAFETY: qkv_wgmma_bf16(TensorMap x, TensorMap q, k, v, QkvPlaces, const Cursor *, CacheShape); the maps end where the matrices
