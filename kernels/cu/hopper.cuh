@@ -1,4 +1,4 @@
-// What only Hopper has (sm_90a): barriers in shared memory that count bytes, the copy engine, clusters, and products by warpgroups of
+// What only Hopper has (sm_90a): barriers in shared memory that count bytes, the copy engine, and products by warpgroups of
 // four warps that read both operands from shared memory. Elsewhere all of it is empty, and no launcher chooses a kernel that uses it.
 #pragma once
 #include "tensor.cuh"
@@ -64,27 +64,6 @@ __device__ inline void fetch_map(const TensorMap *map) {
 #endif
 }
 
-__device__ inline void sync_cluster() {
-#if HOPPER
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-__device__ inline void store2(u32 place, float x, float y) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(place), "f"(x), "f"(y) : "memory");
-}
-// Four floats at the same place in the shared memory of the cluster's block `rank`.
-__device__ inline float4 load4_of(u32 place, u32 rank) {
-    float4 v = {};
-#if HOPPER
-    u32 there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(there));
-#endif
-    return v;
-}
 // Waits for `THREADS` threads of the block, those that name barrier `id` (0 is __syncthreads').
 template <int THREADS> __device__ void sync_some(u32 id) { asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory"); }
 
@@ -161,16 +140,13 @@ template <int COLUMNS> struct Warpgroup;
 #if HOPPER
 WARPGROUP(64, 32, TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", %30, %31", "%32", "%33", TEN_SUMS(), TEN_SUMS(1),
           TEN_SUMS(2), "+f"(sum[30]), "+f"(sum[31]))
+WARPGROUP(104, 52, TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", %50, %51", "%52", "%53",
+          TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), "+f"(sum[50]), "+f"(sum[51]))
 WARPGROUP(160, 80,
           TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
           TEN_NAMES(6) ", " TEN_NAMES(7),
           "%80", "%81", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
           TEN_SUMS(7))
-WARPGROUP(184, 92,
-          TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
-          TEN_NAMES(6) ", " TEN_NAMES(7) ", " TEN_NAMES(8) ", %90, %91",
-          "%92", "%93", TEN_SUMS(), TEN_SUMS(1), TEN_SUMS(2), TEN_SUMS(3), TEN_SUMS(4), TEN_SUMS(5), TEN_SUMS(6),
-          TEN_SUMS(7), TEN_SUMS(8), "+f"(sum[90]), "+f"(sum[91]))
 WARPGROUP(200, 100,
           TEN_NAMES() ", " TEN_NAMES(1) ", " TEN_NAMES(2) ", " TEN_NAMES(3) ", " TEN_NAMES(4) ", " TEN_NAMES(5) ", "
           TEN_NAMES(6) ", " TEN_NAMES(7) ", " TEN_NAMES(8) ", " TEN_NAMES(9),

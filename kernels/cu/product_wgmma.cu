@@ -1,12 +1,10 @@
 // Matrix products through Hopper's warpgroup products, for many rows: y = f(x * weight^T), x [R, I], weight [O, I], bfloat16, float32 sums.
 //
-// A block makes a tile of 256 rows x COLUMNS outputs: warpgroup 0 asks the copy engine for slices of 64 inputs into a ring in shared memory,
-// warpgroups 1 and 2 multiply 128 rows each. What bounds it is the bytes that reach a multiprocessor, hence tiles as large as the registers
-// hold: 256 x 200 do twice the arithmetic a byte of 128 x 104. The weights of the first slices are read before the previous launch has
-// finished. I a multiple of eight, O too; 384 threads a block. Deterministic. Hopper alone. Launchers: src/product.rs.
-//
-// linear_add_wgmma: outputs are too few to fill the device with such tiles, so a cluster of three blocks shares a tile, a third of the inputs
-// each. They leave their sums in shared memory, and each adds up a third of the tile in the order of the inputs.
+// A block makes a tile of 128 or 256 rows: warpgroup 0 asks the copy engine for slices of 64 inputs into a ring in shared memory, warpgroups 1
+// and 2 multiply 64 or 128 rows each. What bounds it is the bytes that reach a multiprocessor, hence tiles as large as the registers hold:
+// 256 x 200 do twice the arithmetic a byte of 128 x 104; where outputs are few, the smaller tile, of which there are enough to fill the
+// device, is faster than sharing the larger one along the inputs. The weights of the first slices are read before the previous launch has
+// finished. I a multiple of eight, O too; 384 threads a block. Deterministic: no sum is split. Hopper alone. Launchers: src/product.rs.
 #include "finish.cuh"
 #include "hopper.cuh"
 
@@ -75,9 +73,8 @@ template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) 
     settle(sums.top), settle(sums.bottom);
 }
 
-// Makes the block's share; `store` gets 16 x COLUMNS sums of a warp and their row within the tile. Then every thread calls `end`.
-template <typename R, typename Store, typename End>
-__device__ void product_wgmma(R ring, const Share &share, Store store, End end) {
+// Makes the block's share; `store` gets 16 x COLUMNS sums of a warp and their row within the tile.
+template <typename R, typename Store> __device__ void product_wgmma(R ring, const Share &share, Store store) {
     release_next();
     if (threadIdx.x == 0) {
         fetch_map(share.x), fetch_map(share.weight);
@@ -88,8 +85,6 @@ __device__ void product_wgmma(R ring, const Share &share, Store store, End end) 
     if (threadIdx.x < 128) {
         give_registers<24>();
         if (threadIdx.x == 0) produce(ring, share);
-        __syncwarp();
-        end(false);
     } else {
         take_registers<240>();
         await_previous();
@@ -98,7 +93,6 @@ __device__ void product_wgmma(R ring, const Share &share, Store store, End end) 
         u32 row = (threadIdx.x / 128 - 1) * R::GROUP_ROWS + threadIdx.x % 128 / WARP * 16;
         store(sums.top, row);
         if constexpr (Sums<R>::BOTH) store(sums.bottom, row + 64);
-        end(true);
     }
 }
 
@@ -127,7 +121,7 @@ __device__ void linear_wgmma(const TensorMap *x, const TensorMap *weight, bf16 *
     Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.inputs)};
     Dense<GELU> out = {y, fetch_bias(ring, bias, share, s.outputs), s.rows, s.outputs};
     auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(ring, share, store, [](bool) {});
+    product_wgmma(ring, share, store);
 }
 
 // Grid (tiles of rows, tiles of outputs).
@@ -137,7 +131,7 @@ __device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, fl
     Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.inputs)};
     Residual out = {y, fetch_bias(ring, bias, share, s.outputs), s.rows, s.outputs};
     auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(ring, share, store, [](bool) {});
+    product_wgmma(ring, share, store);
 }
 
 // Where the three projections go.
@@ -152,65 +146,10 @@ __device__ void qkv_wgmma(const TensorMap *x, const TensorMap *weight, QkvPlaces
     // The cursor changes at the end of a pass only.
     Append out = {blockIdx.z == 0 ? to.place[0] : blockIdx.z == 1 ? to.place[1] : to.place[2], blockIdx.z > 0, cursor->past, s};
     auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(make_ring<R>(), share, store, [](bool) {});
+    product_wgmma(make_ring<R>(), share, store);
 }
 
-// Adds up the third that is this block's of the sums that the cluster's blocks left at `sums`. The consumers; loads come in batches.
-template <typename R, int PITCH, int RANKS>
-__device__ void add_up(u32 sums, u32 rank, const Share &share, float *y, const bf16 *bias, LinearShape s) {
-    constexpr u32 FOURS = R::COLUMNS / 4, TOTAL = R::ROWS * FOURS, STRIDE = CONSUMERS * 128;
-    constexpr int BATCH = 8;
-    u32 end = TOTAL * (rank + 1) / RANKS;
-    for (u32 start = TOTAL * rank / RANKS + threadIdx.x - 128; start < end; start += BATCH * STRIDE) {
-        float4 *to[BATCH], sum[BATCH];
-#pragma unroll
-        for (int j = 0; j < BATCH; j++) {
-            u32 i = start + j * STRIDE, row = i / FOURS, column = i % FOURS * 4, output = share.output + column;
-            to[j] = nullptr;
-            if (i >= end || share.row + row >= s.rows || output >= s.outputs) continue;
-            to[j] = reinterpret_cast<float4 *>(y + u64(share.row + row) * s.outputs + output);
-            float4 all = load4_of(sums + (row * PITCH + column) * 4, 0), shift = load4(bias + output), before = *to[j];
-#pragma unroll
-            for (u32 r = 1; r < RANKS; r++) {
-                float4 part = load4_of(sums + (row * PITCH + column) * 4, r);
-                all = make_float4(all.x + part.x, all.y + part.y, all.z + part.z, all.w + part.w);
-            }
-            sum[j] = make_float4(before.x + (all.x + shift.x), before.y + (all.y + shift.y), before.z + (all.z + shift.z),
-                                 before.w + (all.w + shift.w));
-        }
-#pragma unroll
-        for (int j = 0; j < BATCH; j++)
-            if (to[j] != nullptr) *to[j] = sum[j];
-    }
-}
-
-// Grid (RANKS tiles of rows, tiles of outputs), clusters of RANKS blocks.
-template <typename R, int RANKS>
-__device__ void linear_add_shared(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
-    constexpr u32 PITCH = R::COLUMNS % 16 == 8 ? R::COLUMNS : R::COLUMNS + 8; // of a row of sums: four rows then lie in different banks
-    static_assert(R::ROWS * PITCH * 4 <= R::STAGES * R::STAGE_BYTES, "the sums take the ring's place");
-    u32 rank = blockIdx.x % RANKS, slices = slices_of(s.inputs);
-    R ring = make_ring<R>();
-    Share share = {x, weight, blockIdx.x / RANKS * R::ROWS, blockIdx.y * R::COLUMNS, slices * rank / RANKS, slices * (rank + 1) / RANKS};
-    auto store = [&](const float *sum, u32 row) {
-        if (row % R::GROUP_ROWS < 64) sync_some<CONSUMERS * 128>(1); // both warpgroups have read all slices
-        u32 lane = threadIdx.x % WARP, to = ring.tiles + ((row + lane / 4) * PITCH + lane % 4 * 2) * 4;
-#pragma unroll
-        for (int j = 0; j < R::COLUMNS / 8; j++) {
-            store2(to + j * 32, sum[j * 4], sum[j * 4 + 1]);
-            store2(to + j * 32 + 8 * PITCH * 4, sum[j * 4 + 2], sum[j * 4 + 3]);
-        }
-    };
-    auto end = [&](bool consumer) {
-        sync_cluster();
-        if (consumer) add_up<R, PITCH, RANKS>(ring.tiles, rank, share, y, bias, s);
-        sync_cluster(); // a block must not leave while another reads its sums
-    };
-    product_wgmma(ring, share, store, end);
-}
-
-// Width of a tile and stages of the ring. Usual models have outputs that 160, 184 or 200 cut
-// into few tiles more than they must.
+// Tiles and stages of the ring. Of usual models' outputs few tiles are cut.
 extern "C" __global__ void __launch_bounds__(384, 1) linear_gelu_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                             const __grid_constant__ TensorMap weight, bf16 *y,
                                                                             const bf16 *bias, LinearShape s) {
@@ -222,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) linear_add_wgmma_bf16(const
                                                                            const __grid_constant__ TensorMap weight, float *y,
                                                                            const bf16 *bias, LinearShape s) {
 #if HOPPER
-    linear_add_shared<Ring<256, 184, 4>, 3>(&x, &weight, y, bias, s);
+    linear_add_wgmma<Ring<128, 104, 7>>(&x, &weight, y, bias, s);
 #endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_bf16(const __grid_constant__ TensorMap x,

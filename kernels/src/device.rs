@@ -109,15 +109,24 @@ impl Device {
     /// until the kernel has run, large enough for the shape that it is given, and written by nobody else meanwhile.
     pub(crate) unsafe fn launch(&self, entry: Entry, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
         self.bind()?;
-        let overlap = sys::CUlaunchAttribute {
+        let mut overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let mut attributes = [overlap, cluster_attribute(launch.cluster)];
-        // Every kernel waits for its predecessor itself (`await_previous`), from Hopper on. Clusters are Hopper's too.
-        let count = u32::from(self.info().compute.0 >= 9) * (1 + u32::from(launch.cluster > 1));
-        let config = launch.config(self.stream(), &mut attributes[..count as usize]);
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream(),
+            attrs: &raw mut overlap,
+            // Every kernel waits for its predecessor itself (`await_previous`), from Hopper on.
+            numAttrs: u32::from(self.info().compute.0 >= 9),
+        };
         let function = self.0.functions[entry as usize];
         // SAFETY: the function belongs to the loaded module and the stream to this context; the rest is the caller's promise.
         let code =
@@ -135,39 +144,13 @@ pub(crate) struct Launch {
     pub(crate) threads: u32,
     /// Dynamic shared memory a block.
     pub(crate) shared_bytes: u32,
-    /// Neighbouring blocks in x that run together and see each other's shared memory.
-    pub(crate) cluster: u32,
 }
 
 impl Launch {
     /// A grid without dynamic shared memory.
     pub(crate) fn new(grid: [u32; 3], threads: u32) -> Self {
-        Self { grid, threads, shared_bytes: 0, cluster: 1 }
+        Self { grid, threads, shared_bytes: 0 }
     }
-
-    fn config(self, stream: sys::CUstream, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
-        sys::CUlaunchConfig {
-            gridDimX: self.grid[0],
-            gridDimY: self.grid[1],
-            gridDimZ: self.grid[2],
-            blockDimX: self.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: self.shared_bytes,
-            hStream: stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        }
-    }
-}
-
-fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
-    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.clusterDim.x = blocks;
-    value.clusterDim.y = 1;
-    value.clusterDim.z = 1;
-    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-    sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 /// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.

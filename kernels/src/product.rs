@@ -18,28 +18,27 @@ const MMA_SHARED_BYTES: u32 = 5 * 2 * 64 * 128;
 /// Rows from which on the tiles of `product_wgmma.cu` are worth their start.
 const WGMMA_ROWS_MIN: usize = 192;
 
-/// A kernel of `product_wgmma.cu`: rows and outputs of its tile, the dynamic shared memory of its ring, and the blocks of a cluster that share a tile.
+/// A kernel of `product_wgmma.cu`: rows and outputs of its tile, and the dynamic shared memory of its ring.
 #[derive(Clone, Copy)]
 pub(crate) struct Wide {
     pub(crate) entry: Entry,
     rows: usize,
     columns: usize,
     shared_bytes: u32,
-    cluster: u32,
 }
 
 impl Wide {
-    const fn new(entry: Entry, (rows, columns): (usize, usize), stages: usize, cluster: u32) -> Self {
+    const fn new(entry: Entry, (rows, columns): (usize, usize), stages: usize) -> Self {
         let stage_bytes = (rows + columns) * 128;
         // Barriers take 16 bytes a stage, the bias two an output; the ring begins at a multiple of 1024.
         let shared_bytes = (1024 + stages * (stage_bytes + 16) + columns * 2) as u32;
-        Self { entry, rows, columns, shared_bytes, cluster }
+        Self { entry, rows, columns, shared_bytes }
     }
 
     /// Grid and block for `parts` matrices of `outputs` rows.
     pub(crate) fn launch(self, rows: usize, outputs: usize, parts: u32) -> Launch {
-        let grid = [self.cluster * groups(rows, self.rows), groups(outputs, self.columns), parts];
-        Launch { grid, threads: 384, shared_bytes: self.shared_bytes, cluster: self.cluster }
+        let grid = [groups(rows, self.rows), groups(outputs, self.columns), parts];
+        Launch { shared_bytes: self.shared_bytes, ..Launch::new(grid, 384) }
     }
 
     /// An activation `[rows, inputs]` as the kernel's tiles take it.
@@ -58,9 +57,9 @@ impl Wide {
     }
 }
 
-pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, (256, 200), 3, 1);
-pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, (256, 184), 4, 3);
-pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, (256, 160), 4, 1);
+pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, (256, 200), 3);
+pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, (128, 104), 7);
+pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, (256, 160), 4);
 
 /// The kernels that want more than 48 KiB of dynamic shared memory on a GPU of this compute capability, and how much.
 pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
