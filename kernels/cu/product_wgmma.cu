@@ -67,7 +67,7 @@ template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) 
         commit_products();
         if (turn == 0) continue;
         await_products<1>();
-        if (threadIdx.x % 128 == 0) arrive(ring.empty(turn - 1));
+        if (threadIdx.x % WARP == 0) arrive(ring.empty(turn - 1)); // this warp has read it
     }
     await_products<0>();
     settle(sums.top), settle(sums.bottom);
@@ -78,7 +78,7 @@ template <typename R, typename Store> __device__ void product_wgmma(R ring, cons
     release_next();
     if (threadIdx.x == 0) {
         fetch_map(share.x), fetch_map(share.weight);
-        for (u32 slot = 0; slot < R::STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS);
+        for (u32 slot = 0; slot < R::STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS * 4);
         fence_barriers();
     }
     __syncthreads();

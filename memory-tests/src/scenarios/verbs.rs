@@ -34,6 +34,7 @@ struct Operands<B: Backend> {
     matrix: B::Weight,
     bias: B::Weight,
     norm: Norm<B>,
+    odd_norm: Norm<B>,
     outbox: B::Outbox,
 }
 
@@ -55,6 +56,7 @@ impl<B: Backend> Operands<B> {
             matrix,
             bias,
             norm: Norm::load(b, &weights(), "norm", CHANNELS, 1e-5)?,
+            odd_norm: Norm::load(b, &weights(), "odd_norm", CHANNELS - 1, 1e-5)?,
             outbox: b.outbox(1)?,
         })
     }
@@ -77,13 +79,13 @@ fn embedding<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<
 
 fn layernorm<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
     b.layernorm(&mut o.y, &o.wide, &o.norm, Rows::all(rows), CHANNELS)?;
-    b.layernorm(&mut o.y, &o.wide, &o.norm, Rows::all(rows), CHANNELS - 1)
+    b.layernorm(&mut o.y, &o.wide, &o.odd_norm, Rows::all(rows), CHANNELS - 1)
 }
 
 fn linear<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
     let shape = LinearShape { rows, inputs: CHANNELS, outputs: WIDTH };
     b.linear(&mut o.y, &o.x, &o.matrix, Some(&o.bias), shape)?;
-    b.linear(&mut o.y, &o.x, &o.matrix, Some(&o.bias), LinearShape { outputs: WIDTH - 1, ..shape })
+    b.linear(&mut o.y, &o.x, &o.table, None, LinearShape { outputs: VOCAB, ..shape })
 }
 
 fn logits<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
