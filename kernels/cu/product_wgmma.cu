@@ -54,6 +54,7 @@ template <typename R> struct Sums {
 
 template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) {
     u32 group = threadIdx.x / 128 - 1;
+    settle(sums.top), settle(sums.bottom); // they are zero before the first product
     for (u32 turn = 0; turn < count; turn++) {
         await_barrier(ring.full(turn), ring.parity(turn));
         u64 a = operand(ring.x(turn) + group * R::GROUP_ROWS * SLICE_BYTES), b = operand(ring.weight(turn));
