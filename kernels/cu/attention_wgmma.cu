@@ -94,7 +94,7 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
             for (u32 i = (seen - tile * 64) * 8 + threadIdx.x % 128; i < 64 * 8; i += 128)
                 reinterpret_cast<uint4 *>(shared + (value_tile(tile) - shared_address(shared)))[i] = make_uint4(0, 0, 0, 0);
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-            sync_some<128>(1 + group);
+            sync_warpgroup(group);
         }
         open_products();
 #pragma unroll
@@ -112,7 +112,7 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
         commit_products();
         await_products<0>();
         settle(out);
-        sync_some<128>(1 + group); // its warps are done with the tile
+        sync_warpgroup(group); // its warps are done with the tile
         if (threadIdx.x % 128 == 0 && tile + 4 < count) ask_keys(tile + 4), ask_values(tile + 4);
     }
     // The second warpgroup leaves what it has in place of tiles of values, and the first adds it to its own.
