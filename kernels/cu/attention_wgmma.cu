@@ -1,7 +1,7 @@
 // Attention of many queries through Hopper's warpgroup products; as attention.cu says, in bfloat16, for heads of 64.
 //
-// A block of two warpgroups serves 64 queries of a head, which both have whole, a warp 16 of them; they take turns with the tiles of 64 keys
-// and values, which the copy engine brings two ahead, and add up what they have at the end. A running maximum and sum a query; scores and sums are float32. The weights of the values enter the tensor cores as two bfloat16
+// A block of one warpgroup serves 64 queries of a head, its warps 16 each; the copy engine brings keys and values in tiles of 64 rows, two
+// ahead. A running maximum and sum a query; scores and sums are float32. The weights of the values enter the tensor cores as two bfloat16
 // halves, so that they are not rounded to one. Grid (blocks, B). The last queries see the most keys: blocks come in that order, but each
 // second `wave` of them backwards, so that a multiprocessor that got a long one gets a short one next. Deterministic. Hopper alone.
 // Launcher: src/attention.rs.
@@ -14,25 +14,24 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
 #if HOPPER
     constexpr u32 TILE_BYTES = 64 * 128;
     extern __shared__ char shared[];
-    u32 base = (shared_address(shared) + 1023) / 1024 * 1024, barriers = base + 9 * TILE_BYTES, group = threadIdx.x / 128;
-    auto key_tile = [&](u32 tile) { return base + (1 + tile % 4) * TILE_BYTES; };
-    auto value_tile = [&](u32 tile) { return base + (5 + tile % 4) * TILE_BYTES; };
-    auto key_barrier = [&](u32 tile) { return barriers + tile % 4 * 8; };
-    auto value_barrier = [&](u32 tile) { return barriers + 32 + tile % 4 * 8; };
-    u32 query_barrier = barriers + 64;
+    u32 base = (shared_address(shared) + 1023) / 1024 * 1024, barriers = base + 5 * TILE_BYTES;
+    auto key_tile = [&](u32 tile) { return base + (1 + tile % 2) * TILE_BYTES; };
+    auto value_tile = [&](u32 tile) { return base + (3 + tile % 2) * TILE_BYTES; };
+    auto key_barrier = [&](u32 tile) { return barriers + tile % 2 * 8; };
+    auto value_barrier = [&](u32 tile) { return barriers + 16 + tile % 2 * 8; };
     u32 start = blockIdx.x / wave * wave, length = min(wave, gridDim.x - start), place = blockIdx.x - start;
     u32 order = start + (blockIdx.x / wave % 2 ? length - 1 - place : place);
     u32 head = order % s.heads, first = (gridDim.x / s.heads - 1 - order / s.heads) * 64;
-    u32 warp = threadIdx.x % 128 / WARP, lane = threadIdx.x % WARP, past = cursor->past; // the cursor changes at the end of a pass only
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, past = cursor->past; // the cursor changes at the end of a pass only
     u32 seen = min(past + min(first + 64, s.time), s.context), count = (seen + 63) / 64;
     u32 cached = (blockIdx.y * s.heads + head) * s.context; // the head's first row in the cache
     release_next();
     if (threadIdx.x == 0) {
-        for (u32 i = 0; i < 9; i++) init_barrier(barriers + i * 8, 1);
+        for (u32 i = 0; i < 4; i++) init_barrier(barriers + i * 8, 1);
         fence_barriers();
     }
-    auto ask_keys = [&](u32 tile) {
-        expect_bytes(key_barrier(tile), TILE_BYTES);
+    auto ask_keys = [&](u32 tile, u32 more) {
+        expect_bytes(key_barrier(tile), TILE_BYTES + more);
         copy_box(key_tile(tile), keys, 0, cached + tile * 64, key_barrier(tile));
     };
     auto ask_values = [&](u32 tile) {
@@ -41,18 +40,19 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
     };
     await_previous();
     if (threadIdx.x == 0) {
-        expect_bytes(query_barrier, TILE_BYTES);
-        copy_box(base, q, head * 64, blockIdx.y * s.time + first, query_barrier);
-        for (u32 tile = 0; tile < min(count, 4u); tile++) ask_keys(tile), ask_values(tile);
+        ask_keys(0, TILE_BYTES);
+        copy_box(base, q, head * 64, blockIdx.y * s.time + first, key_barrier(0));
+        ask_values(0);
+        if (count > 1) ask_keys(1, 0), ask_values(1);
     }
     __syncthreads();
     float scale = 1.44269504088896341f / 8; // scores are exponents of two
     float out[32] = {}, maximum[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {};
     u32 last = past + first + warp * 16 + lane / 4; // the last key that the lane's upper query sees; the lower sees eight more
-    await_barrier(query_barrier, 0);
-    for (u32 tile = group; tile < count; tile += 2) {
-        u32 parity = tile / 4 & 1;
+    for (u32 tile = 0; tile < count; tile++) {
+        u32 parity = tile / 2 & 1;
         float score[32] = {};
+        settle(score); // it is zero before the first product
         await_barrier(key_barrier(tile), parity);
         open_products();
 #pragma unroll
@@ -68,16 +68,14 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
         u32 whole[16], rest[16];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float before = maximum[half], highest = before;
+            float highest = maximum[half];
 #pragma unroll
             for (int j = 0; j < 32; j += 4) highest = fmaxf(highest, fmaxf(score[j + half * 2], score[j + half * 2 + 1]));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 2));
+            float fade = power((maximum[half] - highest) * scale); // the first key is seen by every query, so `highest` is finite
             maximum[half] = highest;
-            // A query may see no key of the second warpgroup's tiles: then all weights are zero, whatever they are held against.
-            float against = highest == MINUS_INFINITY ? 0 : highest, shift = -against * scale;
-            float fade = power((before - against) * scale);
-            float sum[2] = {};
+            float sum[2] = {}, shift = -highest * scale;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 float a = power(fmaf(score[j * 4 + half * 2], scale, shift)), b = power(fmaf(score[j * 4 + half * 2 + 1], scale, shift));
@@ -91,10 +89,10 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
         }
         await_barrier(value_barrier(tile), parity);
         if (tile * 64 + 64 > seen) { // what lies behind the rows that are seen may be no number
-            for (u32 i = (seen - tile * 64) * 8 + threadIdx.x % 128; i < 64 * 8; i += 128)
+            for (u32 i = (seen - tile * 64) * 8 + threadIdx.x; i < 64 * 8; i += 128)
                 reinterpret_cast<uint4 *>(shared + (value_tile(tile) - shared_address(shared)))[i] = make_uint4(0, 0, 0, 0);
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-            sync_warpgroup(group);
+            __syncthreads();
         }
         open_products();
 #pragma unroll
@@ -112,28 +110,8 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
         commit_products();
         await_products<0>();
         settle(out);
-        sync_warpgroup(group); // its warps are done with the tile
-        if (threadIdx.x % 128 == 0 && tile + 4 < count) ask_keys(tile + 4), ask_values(tile + 4);
-    }
-    // The second warpgroup leaves what it has in place of tiles of values, and the first adds it to its own.
-    float *left = reinterpret_cast<float *>(shared + (base - shared_address(shared)) + 5 * TILE_BYTES) + threadIdx.x % 128;
-    __syncthreads();
-    if (group == 1) {
-#pragma unroll
-        for (int i = 0; i < 32; i++) left[i * 128] = out[i];
-#pragma unroll
-        for (int half = 0; half < 2; half++) left[(32 + half) * 128] = maximum[half], left[(34 + half) * 128] = total[half];
-    }
-    __syncthreads();
-    if (group == 1) return;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float other = left[(32 + half) * 128], highest = fmaxf(maximum[half], other);
-        float mine = power((maximum[half] - highest) * scale), theirs = power((other - highest) * scale);
-        total[half] = fmaf(total[half], mine, left[(34 + half) * 128] * theirs);
-#pragma unroll
-        for (int j = 0; j < 32; j++)
-            if (j / 2 % 2 == half) out[j] = fmaf(out[j], mine, left[j * 128] * theirs);
+        __syncthreads(); // all warps are done with the tile
+        if (threadIdx.x == 0 && tile + 2 < count) ask_keys(tile + 2, 0), ask_values(tile + 2);
     }
     u32 channels = s.heads * 64;
     y += (u64(blockIdx.y) * s.time + first) * channels + head * 64;
@@ -156,7 +134,7 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) attention_wgmma_bf16(const __grid_constant__ TensorMap q,
+extern "C" __global__ void __launch_bounds__(128, 4) attention_wgmma_bf16(const __grid_constant__ TensorMap q,
                                                                           const __grid_constant__ TensorMap keys,
                                                                           const __grid_constant__ TensorMap values, bf16 *y,
                                                                           const Cursor *cursor, CacheShape s, u32 wave) {

@@ -64,13 +64,6 @@ __device__ inline void fetch_map(const TensorMap *map) {
 #endif
 }
 
-// Waits for the 128 threads of the caller's warpgroup, 0 or 1 of the block. The barriers are named outright, so that the assembler sets
-// aside these alone.
-__device__ inline void sync_warpgroup(u32 group) {
-    if (group == 0) asm volatile("bar.sync 1, 128;" ::: "memory");
-    else asm volatile("bar.sync 2, 128;" ::: "memory");
-}
-
 // Moves registers between warpgroups: this one gives some up, or gets some.
 template <int REGISTERS> __device__ void give_registers() {
 #if HOPPER

@@ -26,8 +26,8 @@ const TENSOR_HEAD_MAX: u32 = 128;
 const fn tensor_shared_bytes(panels: u32) -> u32 {
     1024 + 5 * 64 * 128 * panels
 }
-/// That of the kernel of warpgroup products: nine tiles and nine barriers.
-const WARPGROUP_SHARED_BYTES: u32 = 1024 + 9 * 64 * 128 + 80;
+/// That of the kernel of warpgroup products: five tiles and four barriers.
+const WARPGROUP_SHARED_BYTES: u32 = 1024 + 5 * 64 * 128 + 32;
 
 /// The kernels that want more than 48 KiB of it on a GPU of this compute capability, and how much.
 pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
@@ -109,7 +109,7 @@ fn attention_wgmma<E: Element>(
     let values = product::map(values, cached, shape.head_size as usize, TENSOR_QUERIES)?;
     let (y, wave) = (y.address(), device.info().multiprocessors);
     let grid = [groups(shape.time as usize, TENSOR_QUERIES) * shape.heads, shape.batch, 1];
-    let launch = Launch { shared_bytes: WARPGROUP_SHARED_BYTES, ..Launch::new(grid, 256) };
+    let launch = Launch { shared_bytes: WARPGROUP_SHARED_BYTES, ..Launch::new(grid, 128) };
     let arguments = arguments![q, keys, values, y, cursor, shape, wave];
     // SAFETY: attention_wgmma_bf16(TensorMap q, keys, values, bf16 *y, const Cursor *, CacheShape, u32 wave); the maps end where the buffers
     // do, stores are inside [B, T, H]; the caller owns all buffers and has checked their lengths.
