@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use touchstone_golden::{Case, Comparison, Feed, Ours, Output, Rule, Standard, judge};
-use touchstone_runtime::Backend;
+use touchstone_runtime::{Backend, taps};
 
 use crate::backends::Target;
 use crate::error::{Error, Result};
@@ -75,10 +75,10 @@ pub fn check<B: Backend>(
     mode: Mode,
 ) -> Result<Vec<Row>> {
     let operands = Operands::new(case, models);
-    b.taps().set_plain(matches!(mode, Mode::Plain | Mode::Injected));
+    b.taps().set_path(mode.path());
     let run = catch_unwind(AssertUnwindSafe(|| ops::run(b, &operands, mode)));
     b.taps().listen(None);
-    b.taps().set_plain(false);
+    b.taps().set_path(taps::Path::Fastest);
     let produced = run.unwrap_or_else(|payload| Err(Error::Panicked(message(payload.as_ref()))))?;
     operands.all_taken()?;
     let rows: Vec<Row> =
@@ -94,7 +94,9 @@ pub fn check<B: Backend>(
 fn row(case: &Case, target: Target, mode: Mode, output: &Output, produced: &[Produced]) -> Option<Row> {
     let (feed, visible) = match mode {
         Mode::Verb | Mode::Strided | Mode::Wide | Mode::Plain => (Feed::FreeRunning, true),
-        Mode::Fused => (Feed::FreeRunning, matches!(output.name.as_str(), "y" | "logits" | "generated")),
+        Mode::Fused | Mode::Steps => {
+            (Feed::FreeRunning, matches!(output.name.as_str(), "y" | "logits" | "generated"))
+        }
         Mode::Injected => (Feed::Injected, output.injected.is_some()),
     };
     if !visible {

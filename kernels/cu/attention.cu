@@ -12,16 +12,6 @@
 
 constexpr u32 ATTENTION_WARPS = 8;
 
-// Elements as they lie in the cache: a load alone, so that many can be in flight; the conversion comes with the use.
-template <typename T> struct Four;
-template <> struct Four<float> {
-    float4 raw;
-    __device__ float4 values() const { return raw; }
-};
-template <> struct Four<bf16> {
-    uint2 raw;
-    __device__ float4 values() const { return unpack4(raw); }
-};
 __device__ inline float cached(const float *p) { return __ldcg(p); }
 __device__ inline bf16 cached(const bf16 *p) { return bf16{__ldcg(reinterpret_cast<const u16 *>(p))}; }
 __device__ inline Four<float> cached4(const float *p) { return {__ldcg(reinterpret_cast<const float4 *>(p))}; }

@@ -23,10 +23,16 @@ __device__ inline float to_float(bf16 x) { return __uint_as_float(u32(x.bits) <<
 template <typename T> __device__ T from_float(float x);
 template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) {
+#if __CUDA_ARCH__ >= 800
+    u16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return bf16{rounded};
+#else
     u32 bits = __float_as_uint(x);
     // A NaN must not be rounded up into an infinity.
     if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{u16(0x7fff)};
     return bf16{u16((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
 }
 
 // Two floats, rounded to nearest even; `low` comes first in memory.
@@ -48,6 +54,16 @@ __device__ inline float4 unpack4(uint2 raw) {
 }
 __device__ inline float4 load4(const bf16 *p) { return unpack4(*reinterpret_cast<const uint2 *>(p)); }
 
+// Four elements as they are stored: a load alone, so that many can be in flight; the conversion comes with the use.
+template <typename T> struct Four;
+template <> struct Four<float> {
+    float4 raw;
+    __device__ float4 values() const { return raw; }
+};
+template <> struct Four<bf16> {
+    uint2 raw;
+    __device__ float4 values() const { return unpack4(raw); }
+};
 __device__ inline float dot4(float4 a, float4 b, float sum) {
     return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sum))));
 }

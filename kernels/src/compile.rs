@@ -11,7 +11,13 @@ use crate::libraries::load_nvrtc;
 
 /// The device code: file name and text.
 pub const SOURCES: &[(&str, &str)] = &[
+    ("cluster.cuh", include_str!("../cu/cluster.cuh")),
     ("common.cuh", include_str!("../cu/common.cuh")),
+    ("decode_keys.cuh", include_str!("../cu/decode_keys.cuh")),
+    ("decode_layout.cuh", include_str!("../cu/decode_layout.cuh")),
+    ("decode_sums.cuh", include_str!("../cu/decode_sums.cuh")),
+    ("decode_window.cuh", include_str!("../cu/decode_window.cuh")),
+    ("pick.cuh", include_str!("../cu/pick.cuh")),
     ("row.cuh", include_str!("../cu/row.cuh")),
     ("tensor.cuh", include_str!("../cu/tensor.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
@@ -21,6 +27,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("attention.cu", include_str!("../cu/attention.cu")),
     ("attention_mma.cu", include_str!("../cu/attention_mma.cu")),
     ("attention_wgmma.cu", include_str!("../cu/attention_wgmma.cu")),
+    ("decode.cu", include_str!("../cu/decode.cu")),
+    ("decode_pack.cu", include_str!("../cu/decode_pack.cu")),
     ("embedding.cu", include_str!("../cu/embedding.cu")),
     ("gelu.cu", include_str!("../cu/gelu.cu")),
     ("layernorm.cu", include_str!("../cu/layernorm.cu")),
@@ -44,6 +52,39 @@ pub(crate) fn architecture((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{suffix}")
 }
 
+/// What is compiled as one: files of [`SOURCES`], and macros.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    files: Vec<&'static str>,
+    defines: Vec<String>,
+}
+
+impl Unit {
+    /// The kernels of the ops, for any dimensions.
+    #[must_use]
+    pub fn ops() -> Self {
+        let op = |name: &&str| name.ends_with(".cu") && !name.starts_with("decode");
+        Self { files: SOURCES.iter().map(|(name, _)| *name).filter(op).collect(), defines: Vec::new() }
+    }
+
+    /// The kernels that run a whole model, for the model of these macros.
+    pub(crate) fn decoder(defines: Vec<String>) -> Self {
+        Self { files: vec!["decode.cu", "decode_pack.cu"], defines }
+    }
+
+    /// The text that includes the files.
+    fn main(&self) -> String {
+        self.files.iter().map(|name| format!("#include \"{name}\"\n")).collect()
+    }
+
+    fn options(&self, arch: &str) -> Vec<String> {
+        let general =
+            [format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--ptxas-options=-v".into()];
+        let defines = self.defines.iter().map(|define| format!("--define-macro={define}"));
+        general.into_iter().chain(defines).collect()
+    }
+}
+
 /// What the compiler made.
 #[derive(Debug)]
 pub struct Compiled {
@@ -53,19 +94,14 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// Compiles all kernels for `arch`, such as `sm_90a`. Needs NVRTC, but no GPU.
+/// Compiles `unit` for `arch`, such as `sm_90a`. Needs NVRTC, but no GPU.
 ///
 /// # Errors
 /// [`Error::MissingLibrary`] without NVRTC, [`Error::Compile`] with the compiler's words.
-pub fn compile(arch: &str) -> Result<Compiled> {
+pub fn compile(arch: &str, unit: &Unit) -> Result<Compiled> {
     load_nvrtc()?;
-    let main: String = SOURCES
-        .iter()
-        .filter(|(name, _)| name.ends_with(".cu"))
-        .map(|(name, _)| format!("#include \"{name}\"\n"))
-        .collect();
-    let program = Program::new(&main).map_err(|error| refused(arch, format!("{error:?}")))?;
-    let result = program.compile(&options(arch));
+    let program = Program::new(&unit.main()).map_err(|error| refused(arch, format!("{error:?}")))?;
+    let result = program.compile(&unit.options(arch));
     let log = program.log();
     if result.is_err() {
         return Err(refused(arch, log));
@@ -74,14 +110,14 @@ pub fn compile(arch: &str) -> Result<Compiled> {
     Ok(Compiled { cubin, log })
 }
 
-/// All kernels for `arch`, from the cache where they are there and whole, else compiled and left there.
-pub(crate) fn cubin(arch: &str) -> Result<Vec<u8>> {
-    let Some(directory) = cache_directory() else { return Ok(compile(arch)?.cubin) };
-    let path = directory.join(format!("{}.cubin", key(arch)?));
+/// `unit` for `arch`, from the cache where it is there and whole, else compiled and left there.
+pub(crate) fn cubin(arch: &str, unit: &Unit) -> Result<Vec<u8>> {
+    let Some(directory) = cache_directory() else { return Ok(compile(arch, unit)?.cubin) };
+    let path = directory.join(format!("{}.cubin", key(arch, unit)?));
     if let Some(cubin) = std::fs::read(&path).ok().and_then(whole) {
         return Ok(cubin);
     }
-    let cubin = compile(arch)?.cubin;
+    let cubin = compile(arch, unit)?.cubin;
     // A cache that cannot be written costs the next run a second; it must not fail this one.
     let _ = store(&path, &cubin);
     Ok(cubin)
@@ -111,18 +147,15 @@ fn refused(arch: &str, log: String) -> Error {
     Error::Compile { arch: arch.to_owned(), log: log.trim().to_owned() }
 }
 
-fn options(arch: &str) -> Vec<String> {
-    vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--ptxas-options=-v".into()]
-}
-
-/// Names what a cubin depends on: sources, options (with the architecture) and the compiler's version.
-fn key(arch: &str) -> Result<String> {
+/// Names what a cubin depends on: sources, options (with architecture and macros) and the compiler's version.
+fn key(arch: &str, unit: &Unit) -> Result<String> {
     let mut hash = Sha256::new();
     for (name, text) in SOURCES {
         hash.update(name);
         hash.update(text);
     }
-    hash.update(options(arch).join(" "));
+    hash.update(unit.main());
+    hash.update(unit.options(arch).join(" "));
     hash.update(format!("{:?}", nvrtc_version()?));
     Ok(format!("{:x}", hash.finalize()))
 }

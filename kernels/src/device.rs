@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use crate::compile::{architecture, cubin};
+use crate::compile::{Unit, architecture, cubin};
 use crate::driver::check;
 use crate::entry::Entry;
 use crate::error::{Error, Result};
@@ -24,6 +24,8 @@ pub struct Info {
     pub multiprocessors: u32,
     /// Theoretical bandwidth of its memory in bytes a second; 0 where the driver does not say.
     pub memory_bandwidth: u64,
+    /// The most shared memory that a block may use.
+    pub shared_bytes_max: usize,
     /// Size of its memory.
     pub total_bytes: usize,
 }
@@ -56,9 +58,9 @@ impl Device {
         let context = Arc::new(Context::open(ordinal)?);
         let info = context.info()?;
         let stream = Stream::new(&context)?;
-        let module = Module::load(&context, &cubin(&architecture(info.compute))?)?;
+        let module = Module::load(&context, &cubin(&architecture(info.compute), &Unit::ops())?)?;
         let functions: Vec<_> =
-            Entry::ALL.iter().map(|entry| module.function(*entry)).collect::<Result<_>>()?;
+            Entry::ALL.iter().map(|entry| module.function(entry.name())).collect::<Result<_>>()?;
         allow_shared_memory(info.compute, &functions)?;
         Ok(Self(Arc::new(Open { info, functions, stream, _module: module, context })))
     }
@@ -102,36 +104,35 @@ impl Device {
         self.0.stream.handle
     }
 
-    /// Submits a kernel.
+    /// Submits an op's kernel.
     ///
     /// # Safety
     /// `args` point to values of the types that the entry point's signature lists, in its order; the device memory among them is live
     /// until the kernel has run, large enough for the shape that it is given, and written by nobody else meanwhile.
     pub(crate) unsafe fn launch(&self, entry: Entry, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
-        self.bind()?;
-        let mut overlap = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared_bytes,
-            hStream: self.stream(),
-            attrs: &raw mut overlap,
-            // Every kernel waits for its predecessor itself (`await_previous`), from Hopper on.
-            numAttrs: u32::from(self.info().compute.0 >= 9),
-        };
         let function = self.0.functions[entry as usize];
-        // SAFETY: the function belongs to the loaded module and the stream to this context; the rest is the caller's promise.
+        // SAFETY: the caller's promise; the function belongs to the module held here.
+        unsafe { self.launch_function(entry.name(), function, launch, args) }
+    }
+
+    /// Submits a kernel of another module of this device, which `name` is for errors.
+    ///
+    /// # Safety
+    /// As for [`Device::launch`]; the function's module is live until the kernel has run.
+    pub(crate) unsafe fn launch_function(
+        &self,
+        name: &'static str,
+        function: sys::CUfunction,
+        launch: Launch,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
+        self.bind()?;
+        let mut attribute = no_attribute();
+        let config = launch.config(self.stream(), self.info().compute.0, &mut attribute);
+        // SAFETY: the stream belongs to this context; the rest is the caller's promise.
         let code =
             unsafe { sys::cuLaunchKernelEx(&config, function, args.as_mut_ptr(), std::ptr::null_mut()) };
-        check(entry.name(), code.result())
+        check(name, code.result())
     }
 }
 
@@ -144,13 +145,80 @@ pub(crate) struct Launch {
     pub(crate) threads: u32,
     /// Dynamic shared memory a block.
     pub(crate) shared_bytes: u32,
+    /// When it may start, and how its blocks stand together.
+    pub(crate) start: Start,
+}
+
+/// When a kernel may start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start {
+    /// While its predecessor still runs, from Hopper on: it waits for it itself (`await_previous`).
+    Early,
+    /// When its predecessor is done.
+    After,
+    /// When its predecessor is done, in clusters of so many blocks.
+    Clusters(u32),
 }
 
 impl Launch {
-    /// A grid without dynamic shared memory.
+    /// A grid without dynamic shared memory that may start early.
     pub(crate) fn new(grid: [u32; 3], threads: u32) -> Self {
-        Self { grid, threads, shared_bytes: 0 }
+        Self { grid, threads, shared_bytes: 0, start: Start::Early }
     }
+
+    /// The launch attribute that says so, if one does.
+    fn attribute(&self) -> Option<sys::CUlaunchAttribute> {
+        let (id, value) = match self.start {
+            Start::Early => (
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ),
+            Start::After => return None,
+            Start::Clusters(blocks) => (
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
+                },
+            ),
+        };
+        Some(sys::CUlaunchAttribute { id, pad: [0; 4], value })
+    }
+
+    /// The driver's form of it, on `stream`, for a GPU of compute capability `major`; `attribute` is what it points to.
+    pub(crate) fn config(
+        &self,
+        stream: sys::CUstream,
+        major: u32,
+        attribute: &mut [sys::CUlaunchAttribute; 1],
+    ) -> sys::CUlaunchConfig {
+        // Both attributes are of Hopper; before it, there is neither a cluster nor an early start.
+        let wanted = self.attribute().filter(|_| major >= 9);
+        let count = u32::from(wanted.is_some());
+        if let Some(wanted) = wanted {
+            attribute[0] = wanted;
+        }
+        sys::CUlaunchConfig {
+            gridDimX: self.grid[0],
+            gridDimY: self.grid[1],
+            gridDimZ: self.grid[2],
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: stream,
+            attrs: attribute.as_mut_ptr(),
+            numAttrs: count,
+        }
+    }
+}
+
+/// Room for a launch attribute.
+pub(crate) fn no_attribute() -> [sys::CUlaunchAttribute; 1] {
+    [sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+    }]
 }
 
 /// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.
@@ -216,6 +284,9 @@ impl Context {
             multiprocessors: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             // Two transfers a clock.
             memory_bandwidth: 2 * u64::from(clock_khz) * 1000 * u64::from(bus_bits / 8),
+            shared_bytes_max: self
+                .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                as usize,
             // SAFETY: the device was named by the driver.
             total_bytes: check("cuDeviceTotalMem", unsafe { result::device::total_mem(self.device) })?,
         })
@@ -298,10 +369,11 @@ impl Module {
         Ok(Self { handle, context: context.clone(), _line: Line::enter(Kind::Module, cubin.len()) })
     }
 
-    fn function(&self, entry: Entry) -> Result<sys::CUfunction> {
-        let name = CString::new(entry.name()).expect("names hold no zero byte");
-        // SAFETY: the module is live; the function is only used while the module is held beside it in `Open`.
-        check(entry.name(), unsafe { result::module::get_function(self.handle, name) })
+    /// A function of it, which is used only while the module is held beside it.
+    pub(crate) fn function(&self, name: &str) -> Result<sys::CUfunction> {
+        let name = CString::new(name).expect("names hold no zero byte");
+        // SAFETY: the module is live.
+        check("cuModuleGetFunction", unsafe { result::module::get_function(self.handle, name) })
     }
 }
 

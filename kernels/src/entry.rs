@@ -1,26 +1,29 @@
 //! The table of entry points: every kernel there is, loaded when a device is opened and never looked up by name later.
 
+/// An enum of entry points: the variants' names are the functions'.
 macro_rules! entries {
-    ($($name:ident)*) => {
-        /// A kernel's entry point; the variant's name is the function's.
+    ($(#[$meta:meta])* $table:ident: $($name:ident)*) => {
+        $(#[$meta])*
         #[allow(non_camel_case_types, missing_docs)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Entry { $($name),* }
+        pub enum $table { $($name),* }
 
-        impl Entry {
+        impl $table {
             /// All entry points, in the order of their numbers.
-            pub const ALL: &[Entry] = &[$(Entry::$name),*];
+            pub const ALL: &[$table] = &[$($table::$name),*];
 
             /// The function's name in the device code.
             #[must_use]
             pub fn name(self) -> &'static str {
-                match self { $(Entry::$name => stringify!($name)),* }
+                match self { $($table::$name => stringify!($name)),* }
             }
         }
     };
 }
 
 entries! {
+    /// A kernel of an op.
+    Entry:
     add_f32 add_bf16
     append_f32 append_bf16
     attention_f32 attention_bf16 attention_mma_bf16 attention_mma_wide_bf16 attention_wgmma_bf16
@@ -39,18 +42,24 @@ entries! {
     sample_f32
 }
 
+entries! {
+    /// A kernel that is compiled for one model and precision: the device code's name without the precision.
+    DecoderEntry:
+    decode decode_pack decode_constants decode_head
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::Entry;
+    use super::{DecoderEntry, Entry};
     use crate::compile::SOURCES;
 
-    /// Without this, a kernel missing from the table, or a name without a kernel, would show only on a GPU.
-    #[test]
-    fn the_table_names_exactly_the_kernels_in_the_sources() {
-        let kernels: BTreeSet<&str> = SOURCES
+    /// Names of the kernels in the files whose names begin with `decode`, or in the others.
+    fn kernels(decode: bool) -> BTreeSet<&'static str> {
+        SOURCES
             .iter()
+            .filter(|(file, _)| file.starts_with("decode") == decode)
             .flat_map(|(_, text)| text.split("extern \"C\" __global__").skip(1))
             .map(|rest| {
                 let rest = rest.trim_start().trim_start_matches("void").trim_start();
@@ -58,11 +67,18 @@ mod tests {
                     Some(bounds) => bounds.split_once(')').expect("bounds end").1.trim_start(),
                     None => rest,
                 };
-                rest.split([' ', '(']).next().expect("a name follows")
+                rest.trim_start_matches("ENTRY(").split([' ', '(', ')']).next().expect("a name follows")
             })
-            .collect();
+            .collect()
+    }
+
+    /// Without this, a kernel missing from a table, or a name without a kernel, would show only on a GPU.
+    #[test]
+    fn the_tables_name_exactly_the_kernels_in_the_sources() {
         let table: BTreeSet<&str> = Entry::ALL.iter().map(|entry| entry.name()).collect();
-        assert_eq!(kernels, table);
+        assert_eq!(kernels(false), table);
         assert_eq!(table.len(), Entry::ALL.len());
+        let table: BTreeSet<&str> = DecoderEntry::ALL.iter().map(|entry| entry.name()).collect();
+        assert_eq!(kernels(true), table);
     }
 }

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod compile;
+mod decoder;
 mod device;
 mod driver;
 mod element;
@@ -37,11 +38,12 @@ pub use add::add;
 pub use append::append;
 pub use attention::{HEAD_SIZE_MAX, attention};
 pub use buffer::Buffer;
-pub use compile::{ARCHITECTURES, Compiled, SOURCES, cache_directory, compile};
+pub use compile::{ARCHITECTURES, Compiled, SOURCES, Unit, cache_directory, compile};
+pub use decoder::{Decoder, DecoderKernels, DecoderLayout, Generation, LayerWeights, ModelShape};
 pub use device::{Device, Info, Module, Stream};
 pub use element::{Element, Plain};
 pub use embedding::embedding;
-pub use entry::Entry;
+pub use entry::{DecoderEntry, Entry};
 pub use error::{Error, Result};
 pub use event::Event;
 pub use gelu::gelu;

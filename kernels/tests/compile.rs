@@ -2,7 +2,9 @@
 //! unless `TOUCHSTONE_REQUIRE_NVRTC=1` makes its absence a failure.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use touchstone_kernels::{ARCHITECTURES, Entry, Finding, compile, probe};
+use touchstone_kernels::{
+    ARCHITECTURES, DecoderEntry, DecoderLayout, Entry, Finding, ModelShape, Unit, compile, probe,
+};
 
 fn main() {
     let absent = matches!(probe().nvrtc, Finding::Missing { .. });
@@ -10,29 +12,64 @@ fn main() {
     if absent && !required {
         eprintln!("not checked: libnvrtc was not found");
     }
-    let trial =
-        Trial::test("every_kernel_compiles_for_every_architecture_without_spilling", every_kernel_compiles)
-            .with_ignored_flag(absent && !required);
-    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+    let trials = vec![
+        Trial::test("every_kernel_compiles_for_every_architecture_without_spilling", every_kernel_compiles),
+        Trial::test("decoders_compile_for_every_architecture_with_clusters", decoders_compile),
+    ];
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(absent && !required)).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
 /// Without this, a kernel that only newer or older GPUs accept, one that spills registers, or one whose products wait for each other would
 /// show on somebody else's machine, or as slowness alone.
 fn every_kernel_compiles() -> Result<(), Failed> {
     for arch in ARCHITECTURES {
-        let log = compile(arch)?.log;
+        let log = compile(arch, &Unit::ops())?.log;
         // The assembler waits after each warpgroup product where it cannot see that nobody touches the sums meanwhile.
         if let Some(line) = log.lines().find(|line| line.contains("serialized")) {
             return Err(format!("{arch}: {line}").into());
         }
         for entry in Entry::ALL {
-            let properties = format!("Function properties for {}\n", entry.name());
-            let report = log.split(&properties).nth(1).ok_or(format!("{arch}: no {}", entry.name()))?;
-            let line = report.lines().next().unwrap_or_default();
-            if !(line.contains(" 0 bytes spill stores") && line.contains(" 0 bytes spill loads")) {
-                return Err(format!("{arch}: {} spills: {line}", entry.name()).into());
+            must_not_spill(arch, &log, entry.name())?;
+        }
+    }
+    Ok(())
+}
+
+/// Architectures with clusters as large and shared memory as much as a decoder needs.
+const CLUSTERED: &[&str] = &["sm_90a", "sm_100a", "sm_103a"];
+
+/// The same for the kernels that are compiled for one model; they are tuned for Hopper's registers, and must not spill there. Without
+/// this, dimensions that the device code refuses would show on a GPU.
+fn decoders_compile() -> Result<(), Failed> {
+    let small = ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+    let shapes = [
+        small,
+        ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..small },
+        ModelShape { channels: 384, heads: 6, width: 1536, ..small },
+    ];
+    for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
+        let layout = DecoderLayout::new(shape, element_bytes).ok_or("no layout")?;
+        for arch in CLUSTERED {
+            let log = compile(arch, &layout.unit())?.log;
+            for entry in DecoderEntry::ALL {
+                let suffix = if element_bytes == 2 { "bf16" } else { "f32" };
+                let name = format!("{}_{suffix}", entry.name());
+                let checked =
+                    if arch.starts_with("sm_90") { must_not_spill(arch, &log, &name) } else { Ok(()) };
+                checked.map_err(|error| format!("{shape:?}: {error}"))?;
             }
         }
     }
     Ok(())
+}
+
+fn must_not_spill(arch: &str, log: &str, kernel: &str) -> Result<(), String> {
+    let properties = format!("Function properties for {kernel}\n");
+    let report = log.split(&properties).nth(1).ok_or(format!("{arch}: no {kernel}"))?;
+    let line = report.lines().next().unwrap_or_default();
+    if line.contains(" 0 bytes spill stores") && line.contains(" 0 bytes spill loads") {
+        return Ok(());
+    }
+    Err(format!("{arch}: {kernel} spills: {line}"))
 }

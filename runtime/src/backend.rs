@@ -4,9 +4,10 @@
 //! the shape structs say how much of them a call uses. Sums accumulate in float32 on the GPU and in the working precision or
 //! better on the host. A shape that does not fit its buffers is a programmer's error and panics with both figures.
 
+use crate::config::Config;
 use crate::error::Result;
 use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
-use crate::plan::{Entry, Precision};
+use crate::plan::{Capacity, Entry, Precision};
 use crate::sampling::Sampling;
 use crate::taps::Taps;
 use crate::weights::Tensor;
@@ -91,6 +92,32 @@ impl AttentionShape {
     }
 }
 
+/// A model's parameters.
+pub struct Weights<B: Backend> {
+    /// Token embedding, and head: `[V, C]`.
+    pub token: B::Weight,
+    /// Position embedding `[P, C]`.
+    pub position: B::Weight,
+    /// The blocks, in order.
+    pub blocks: Vec<(AttentionSublayer<B>, MlpSublayer<B>)>,
+    /// LayerNorm in front of the head.
+    pub final_norm: Norm<B>,
+}
+
+/// What decode steps of one sequence read and change besides the parameters.
+pub struct DecodeState<'a, B: Backend> {
+    /// Each block's cache.
+    pub caches: &'a mut [LayerCache<B>],
+    /// `[1]`: the token sampled last.
+    pub tokens: &'a mut B::Ids,
+    /// `[2]`.
+    pub cursor: &'a mut B::Ids,
+    /// `[1, V]`: of the last step.
+    pub logits: &'a mut B::Wide,
+    /// Where the tokens go.
+    pub outbox: &'a mut B::Outbox,
+}
+
 /// A place where the model runs.
 ///
 /// `cursor` operands are `[2] u32`, `past` and `step`: the number of cached positions, and the number of tokens sampled so far. They live
@@ -108,6 +135,8 @@ pub trait Backend: Sized {
     type Outbox;
     /// What [`Backend::repeat`] remembers.
     type Recording: Default;
+    /// What [`Backend::decode`] needs of its own.
+    type Decoder;
 
     /// Element widths, for the memory plan.
     fn precision(&self) -> Precision;
@@ -124,8 +153,21 @@ pub trait Backend: Sized {
     fn ids(&mut self, entry: &Entry) -> Result<Self::Ids>;
     /// Makes a parameter from a stored tensor, converted to the working precision. Errors: out of memory.
     fn weight(&mut self, tensor: &Tensor<'_>) -> Result<Self::Weight>;
-    /// Makes an outbox for rows of `batch` tokens. Errors: out of memory.
-    fn outbox(&mut self, batch: usize) -> Result<Self::Outbox>;
+    /// Makes an outbox with `slots` for rows of `batch` tokens. Errors: out of memory.
+    fn outbox(&mut self, slots: usize, batch: usize) -> Result<Self::Outbox>;
+    /// The buffers of [`Backend::decoder`]; none where there is none. Errors: the device's.
+    fn decoder_plan(&mut self, _config: &Config, _capacity: Capacity) -> Result<Vec<Entry>> {
+        Ok(Vec::new())
+    }
+    /// Makes what runs many decode steps of this model at once, where the backend has something for it. Errors: out of memory.
+    fn decoder(
+        &mut self,
+        _config: &Config,
+        _weights: &Weights<Self>,
+        _capacity: Capacity,
+    ) -> Result<Option<Self::Decoder>> {
+        Ok(None)
+    }
 
     /// Writes `values`, rounded to the working precision, to the front of `y`.
     fn write(&mut self, y: &mut Self::Buf, values: &[f64]) -> Result<()>;
@@ -240,8 +282,8 @@ pub trait Backend: Sized {
         advance: usize,
     ) -> Result<()>;
 
-    /// Waits for the oldest row of sampled tokens not yet taken and appends it to `tokens`. At most
-    /// [`OUTBOX_ROWS`] rows may be outstanding. Errors: the device failed.
+    /// Waits for the oldest row of sampled tokens not yet taken and appends it to `tokens`. At most as many rows
+    /// as the outbox has slots may be outstanding. Errors: the device failed.
     fn take(&mut self, outbox: &mut Self::Outbox, tokens: &mut Vec<u32>) -> Result<()>;
 
     /// Runs `body`, a sequence of verbs on the same buffers and shapes at every call with this `recording`.
@@ -251,6 +293,16 @@ pub trait Backend: Sized {
         &mut self,
         recording: &mut Self::Recording,
         body: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()>;
+
+    /// `steps` decode steps of one sequence: embedding, every block, head and sampling, the same results as the verbs' within rounding. The
+    /// steps fit into the context and the outbox. Only called with what [`Backend::decoder`] made.
+    fn decode(
+        &mut self,
+        decoder: &mut Self::Decoder,
+        weights: &Weights<Self>,
+        state: DecodeState<'_, Self>,
+        steps: usize,
     ) -> Result<()>;
 
     // ---- fused verbs: the default is the plain composition, and the test twin of any other implementation ----
@@ -292,5 +344,5 @@ pub trait Backend: Sized {
     }
 }
 
-/// Rows of tokens that an outbox holds before the oldest must be taken.
+/// Rows of tokens that the outbox of a model holds at least before the oldest must be taken.
 pub const OUTBOX_ROWS: usize = 64;

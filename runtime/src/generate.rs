@@ -179,13 +179,16 @@ impl<'a, B: Backend> Generator<'a, B> {
         decoded: &mut usize,
         on_tokens: &mut impl FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
+        // One piece of work needs no look-ahead: the device goes on by itself.
+        let at_once = self.model.decodes_at_once(self.backend);
+        let (stride, ahead) = if at_once { (count, count) } else { (BURST, self.lookahead) };
         let mut issued = 0;
         let mut flow = ControlFlow::Continue(());
         while *decoded < count && flow.is_continue() {
             // Two rounds a token until the look-ahead is reached: the first token shown does not wait for a whole queue.
             for _ in 0..2 {
-                let steps = BURST.min(count - issued).min(self.lookahead);
-                if issued + steps - *decoded <= self.lookahead {
+                let steps = stride.min(count - issued).min(ahead);
+                if steps > 0 && issued + steps - *decoded <= ahead {
                     self.model.decode(self.backend, steps)?;
                     issued += steps;
                 }

@@ -1,6 +1,6 @@
 //! The GPT itself, written once over the [`Backend`] trait.
 
-use crate::backend::{AttentionShape, Backend, Rows, Step};
+use crate::backend::{AttentionShape, Backend, DecodeState, Rows, Step, Weights};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
@@ -18,14 +18,8 @@ pub struct Model<B: Backend> {
     capacity: Capacity,
     weights: Weights<B>,
     state: State<B>,
-}
-
-/// The parameters.
-struct Weights<B: Backend> {
-    token: B::Weight,
-    position: B::Weight,
-    blocks: Vec<(AttentionSublayer<B>, MlpSublayer<B>)>,
-    final_norm: Norm<B>,
+    /// Runs many decode steps at once, where the backend has something for this model.
+    decoder: Option<B::Decoder>,
 }
 
 /// What changes while the model runs.
@@ -51,12 +45,10 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// A missing or misshapen tensor, or out of memory.
     pub fn new(b: &mut B, config: &Config, source: &dyn WeightSource, capacity: Capacity) -> Result<Self> {
-        Ok(Self {
-            config: config.clone(),
-            capacity,
-            weights: Weights::load(b, config, source)?,
-            state: State::new(b, config, capacity)?,
-        })
+        let weights = Weights::load(b, config, source)?;
+        let state = State::new(b, config, capacity)?;
+        let decoder = b.decoder(config, &weights, capacity)?;
+        Ok(Self { config: config.clone(), capacity, weights, state, decoder })
     }
 
     /// The model's dimensions.
@@ -134,8 +126,14 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
+    /// Whether [`Model::decode`] runs any number of steps as one piece of work.
+    #[must_use]
+    pub fn decodes_at_once(&self, b: &mut B) -> bool {
+        self.decoder.is_some() && b.taps().at_once()
+    }
+
     /// `steps` tokens more for each sequence: each step runs the tokens sampled last, at their place, and samples the next. A backend
-    /// may replay what it recorded at the first call.
+    /// may run them at once, or replay what it recorded at the first call.
     ///
     /// # Errors
     /// The context is full, or the device failed.
@@ -144,12 +142,24 @@ impl<B: Backend> Model<B> {
         if needed > context {
             return Err(Error::ContextFull { needed, context });
         }
+        if self.decodes_at_once(b) {
+            return self.run_decoder(b, steps);
+        }
         for _ in 0..steps / BURST {
             self.burst(b, BURST)?;
         }
         for _ in 0..steps % BURST {
             self.burst(b, 1)?;
         }
+        Ok(())
+    }
+
+    /// `steps` steps by the backend's decoder.
+    fn run_decoder(&mut self, b: &mut B, steps: usize) -> Result<()> {
+        let Some(decoder) = self.decoder.as_mut().filter(|_| steps > 0) else { return Ok(()) };
+        let State { caches, tokens, cursor, logits, outbox, .. } = &mut self.state;
+        b.decode(decoder, &self.weights, DecodeState { caches, tokens, cursor, logits, outbox }, steps)?;
+        self.state.count(steps);
         Ok(())
     }
 
@@ -167,8 +177,7 @@ impl<B: Backend> Model<B> {
         });
         self.state.recordings[which] = recording;
         result?;
-        self.state.past += steps;
-        self.state.outstanding += steps;
+        self.state.count(steps);
         Ok(())
     }
 
@@ -246,11 +255,17 @@ impl<B: Backend> State<B> {
             cursor: b.ids(&cursor)?,
             residual: b.wide(&residual)?,
             logits: b.wide(&logits)?,
-            outbox: b.outbox(capacity.batch)?,
+            outbox: b.outbox(plan::outbox_slots(config, capacity), capacity.batch)?,
             recordings: Default::default(),
             past: 0,
             outstanding: 0,
         })
+    }
+
+    /// Counts decode steps under way.
+    fn count(&mut self, steps: usize) {
+        self.past += steps;
+        self.outstanding += steps;
     }
 
     fn sample(&mut self, b: &mut B, batch: usize, vocab: usize, advance: usize) -> Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! Every buffer of a [`crate::Model`] is made from an [`Entry`] of this list, so what the plan adds up to is what the device holds.
 
+use crate::backend::OUTBOX_ROWS;
 use crate::config::Config;
 
 /// What a buffer holds, which decides how wide its elements are.
@@ -167,7 +168,13 @@ pub fn state(config: &Config, capacity: Capacity) -> Vec<Entry> {
     ]
 }
 
-/// The whole plan of a model.
+/// Slots of a model's outbox: one sequence may be decoded up to the end of its context before anybody takes a token.
+#[must_use]
+pub fn outbox_slots(config: &Config, capacity: Capacity) -> usize {
+    if capacity.batch == 1 { OUTBOX_ROWS.max(config.max_position_embeddings) } else { OUTBOX_ROWS }
+}
+
+/// The whole plan of a model, but for [`crate::Backend::decoder_plan`].
 #[must_use]
 pub fn plan(config: &Config, capacity: Capacity) -> Vec<Entry> {
     let mut entries = weights(config);

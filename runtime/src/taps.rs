@@ -1,5 +1,7 @@
 //! Named taps: a forward pass can report every intermediate under its PyTorch module path, and take a replacement.
 
+use clap::ValueEnum;
+
 use crate::backend::Backend;
 use crate::error::Result;
 
@@ -8,11 +10,23 @@ use crate::error::Result;
 /// Arguments: the module path (`blocks.0.attention.core`) and the values. The answer has as many values.
 pub type Listener = Box<dyn FnMut(&str, &[f64]) -> Option<Vec<f64>>>;
 
+/// How a model is run. The results are the same within rounding: each path is the test twin of those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Path {
+    /// As fast as the backend can: decode steps all at once, where it has something for the model.
+    #[default]
+    Fastest,
+    /// Step by step, by fused verbs.
+    Steps,
+    /// By plain verbs, one op each.
+    Plain,
+}
+
 /// What a backend keeps about taps and about the choice between fused and plain verbs.
 #[derive(Default)]
 pub struct Taps {
     listener: Option<Listener>,
-    plain: bool,
+    path: Path,
 }
 
 impl Taps {
@@ -22,15 +36,21 @@ impl Taps {
         self.listener = listener;
     }
 
-    /// Chooses the plain composition of fused verbs even where nobody listens: the fused verbs' test twin.
-    pub fn set_plain(&mut self, plain: bool) {
-        self.plain = plain;
+    /// Chooses the path, also where nobody listens.
+    pub fn set_path(&mut self, path: Path) {
+        self.path = path;
     }
 
     /// Whether fused verbs must take their plain composition.
     #[must_use]
     pub fn plain(&self) -> bool {
-        self.plain || self.listener.is_some()
+        self.path == Path::Plain || self.listener.is_some()
+    }
+
+    /// Whether decode steps may run all at once.
+    #[must_use]
+    pub fn at_once(&self) -> bool {
+        self.path == Path::Fastest && self.listener.is_none()
     }
 }
 

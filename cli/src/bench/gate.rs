@@ -8,6 +8,7 @@ use touchstone_runtime::generate::{Generator, Request};
 use touchstone_runtime::model::Model;
 use touchstone_runtime::plan::{Capacity, LogitRows};
 use touchstone_runtime::sampling::Sampling;
+use touchstone_runtime::taps::Path;
 
 use super::measure::PROMPT;
 use super::subject::{Subject, pass_flops};
@@ -72,7 +73,7 @@ fn tokens_to_compare(subject: &Subject) -> usize {
 fn definition<D: Device>(device: &mut D, subject: &Subject, count: usize) -> Result<Vec<Pick>, Stop> {
     let capacity = Capacity { batch: 1, time: count, logits: LogitRows::Last };
     let mut model = Model::new(device, &subject.config, subject.source(), capacity)?;
-    device.taps().set_plain(true);
+    device.taps().set_path(Path::Plain);
     let (mut text, mut picks) = (vec![PROMPT], Vec::new());
     for step in 0..count {
         model.rewind(device, step as u32)?;
@@ -82,7 +83,7 @@ fn definition<D: Device>(device: &mut D, subject: &Subject, count: usize) -> Res
         model.take(device, &mut text)?;
         picks.push(Pick { token: text[step + 1], margin });
     }
-    device.taps().set_plain(false);
+    device.taps().set_path(Path::Fastest);
     Ok(picks)
 }
 

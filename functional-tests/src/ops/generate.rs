@@ -21,7 +21,7 @@ struct Config {
 }
 
 pub fn modes(_: &Case) -> Vec<Mode> {
-    vec![Mode::Fused, Mode::Plain]
+    vec![Mode::Fused, Mode::Steps, Mode::Plain]
 }
 
 pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, _: Mode) -> Result<Vec<Produced>> {

@@ -4,6 +4,7 @@ mod parts;
 
 use touchstone_golden::Case;
 use touchstone_runtime::Backend;
+use touchstone_runtime::taps::Path;
 
 use crate::error::{Error, Result};
 use crate::operands::Operands;
@@ -17,8 +18,10 @@ pub enum Mode {
     Strided,
     /// The product by the verb that keeps logits wide.
     Wide,
-    /// A module, free-running through the backend's fused verbs; only its result can be seen.
+    /// A module or generation, free-running as fast as the backend can; only its result can be seen.
     Fused,
+    /// A generation, free-running step by step through the backend's fused verbs.
+    Steps,
     /// A module, free-running through the plain verbs, every tap compared.
     Plain,
     /// A module through the plain verbs, every tap compared and then replaced by the golden values.
@@ -34,8 +37,19 @@ impl Mode {
             Self::Strided => "strided",
             Self::Wide => "wide",
             Self::Fused => "fused",
+            Self::Steps => "steps",
             Self::Plain => "plain",
             Self::Injected => "injected",
+        }
+    }
+
+    /// The path of the backend that it takes.
+    #[must_use]
+    pub fn path(self) -> Path {
+        match self {
+            Self::Verb | Self::Strided | Self::Wide | Self::Fused => Path::Fastest,
+            Self::Steps => Path::Steps,
+            Self::Plain | Self::Injected => Path::Plain,
         }
     }
 }

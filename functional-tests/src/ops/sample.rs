@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use touchstone_golden::Case;
 use touchstone_runtime::Backend;
+use touchstone_runtime::backend::OUTBOX_ROWS;
 use touchstone_runtime::sampling::Sampling;
 
 use super::{Mode, Produced};
@@ -34,7 +35,7 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, _: Mode) -> Result<Ve
     let logits = operands.input("logits", 2)?;
     let (batch, vocab) = (logits.shape[0], logits.shape[1]);
     let logits = Guarded::<B, Wide>::input(b, "logits", &logits.values)?;
-    let mut outbox = b.outbox(batch)?;
+    let mut outbox = b.outbox(OUTBOX_ROWS, batch)?;
     let mut tokens = ids(b, "tokens", &vec![u32::MAX; batch])?;
     let mut cursor = cursor(b, PAST, step)?;
     b.set_sampling(&mut outbox, &sampling)?;

@@ -1,6 +1,6 @@
 //! The twin itself: hands every verb to the host, but for the broken one.
 
-use touchstone_runtime::backend::{AttentionShape, LinearShape, Rows, Step};
+use touchstone_runtime::backend::{AttentionShape, DecodeState, LinearShape, Rows, Step, Weights};
 use touchstone_runtime::modules::Norm;
 use touchstone_runtime::plan::{Entry, Precision};
 use touchstone_runtime::sampling::Sampling;
@@ -47,6 +47,7 @@ impl Backend for Twin {
     type Ids = <Host<f32> as Backend>::Ids;
     type Outbox = <Host<f32> as Backend>::Outbox;
     type Recording = <Host<f32> as Backend>::Recording;
+    type Decoder = <Host<f32> as Backend>::Decoder;
 
     fn precision(&self) -> Precision {
         self.host.precision()
@@ -77,8 +78,8 @@ impl Backend for Twin {
         Ok(Weight { host: self.host.weight(tensor)?, values })
     }
 
-    fn outbox(&mut self, batch: usize) -> Result<Self::Outbox> {
-        self.host.outbox(batch)
+    fn outbox(&mut self, slots: usize, batch: usize) -> Result<Self::Outbox> {
+        self.host.outbox(slots, batch)
     }
 
     fn write(&mut self, y: &mut Self::Buf, values: &[f64]) -> Result<()> {
@@ -235,5 +236,15 @@ impl Backend for Twin {
         mut body: impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
         body(self)
+    }
+
+    fn decode(
+        &mut self,
+        decoder: &mut Self::Decoder,
+        _: &Weights<Self>,
+        _: DecodeState<'_, Self>,
+        _: usize,
+    ) -> Result<()> {
+        match *decoder {}
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use anyhow::ensure;
 use half::bf16;
 use touchstone_kernels::{
-    self as kernels, Buffer, Device, Error, Event, Graph, Module, Outbox, Stream, compile, ledger,
+    self as kernels, Buffer, Device, Error, Event, Graph, Module, Outbox, Stream, Unit, compile, ledger,
 };
 use touchstone_runtime::{Cuda, Model};
 
@@ -20,7 +20,8 @@ pub(super) fn image(device: &Device) -> kernels::Result<&'static [u8]> {
         return Ok(image);
     }
     let (major, minor) = device.info().compute;
-    let image = compile(&format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" }))?.cubin;
+    let arch = format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" });
+    let image = compile(&arch, &Unit::ops())?.cubin;
     Ok(IMAGE.get_or_init(|| image))
 }
 

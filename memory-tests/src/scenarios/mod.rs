@@ -1,5 +1,6 @@
 //! The table of scenarios.
 
+mod decoder;
 mod device;
 mod launchers;
 mod model;
@@ -13,7 +14,7 @@ mod verbs;
 
 use std::collections::BTreeSet;
 
-use touchstone_kernels::Entry;
+use touchstone_kernels::{DecoderEntry, Entry};
 use touchstone_runtime::{Cuda, Host};
 
 use crate::scenario::{Body, Check, Expect, Place, Run, Scenario};
@@ -111,6 +112,7 @@ pub fn all() -> Vec<Scenario> {
     tensor::list(&mut table);
     modules::list(&mut table);
     model::list(&mut table);
+    decoder::list(&mut table);
     steady::list(&mut table);
     threads::list(&mut table);
     device::list(&mut table);
@@ -131,7 +133,10 @@ pub fn every_kernel(scenarios: &[Scenario]) -> Result<(), String> {
             scenario.entries.iter().map(move |stem| format!("{stem}_{precision}"))
         })
         .collect();
-    let kernels: BTreeSet<String> = Entry::ALL.iter().map(|entry| entry.name().to_owned()).collect();
+    let decoders = DecoderEntry::ALL.iter().flat_map(|entry| [(entry, "f32"), (entry, "bf16")]);
+    let kernels: BTreeSet<String> = (Entry::ALL.iter().map(|entry| entry.name().to_owned()))
+        .chain(decoders.map(|(entry, precision)| format!("{}_{precision}", entry.name())))
+        .collect();
     let missing: Vec<_> = kernels.difference(&covered).collect();
     let stems: BTreeSet<&str> = kernels.iter().filter_map(|name| Some(name.rsplit_once('_')?.0)).collect();
     let named = scenarios.iter().flat_map(|scenario| scenario.entries);

@@ -17,7 +17,7 @@ use super::{Table, on_both_precisions, on_every_backend};
 use crate::scenario::Check;
 
 /// Sampling that takes every path of the rule.
-const LIVELY: Sampling = Sampling { temperature: 0.9, top_k: 13, top_p: 0.8, seed: 11 };
+pub(super) const LIVELY: Sampling = Sampling { temperature: 0.9, top_k: 13, top_p: 0.8, seed: 11 };
 
 /// One token more.
 ///

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::ensure;
 use touchstone_kernels::ledger::{self, Count, Kind, Snapshot};
 use touchstone_kernels::{Element, Outbox};
-use touchstone_runtime::backend::{Backend, OUTBOX_ROWS};
+use touchstone_runtime::backend::Backend;
 use touchstone_runtime::generate::{Generator, LOOKAHEAD, Request};
 use touchstone_runtime::model::BURST;
 use touchstone_runtime::sampling::Sampling;
@@ -18,7 +18,7 @@ use crate::allocator::allocations;
 use crate::scenario::Check;
 
 /// Tokens decoded while allocations are counted.
-const TOKENS: usize = 100;
+pub(super) const TOKENS: usize = 100;
 
 /// Runs `step`, one token, [`TOKENS`] times.
 ///
@@ -67,7 +67,7 @@ fn no_host_allocation_per_generated_token<B: Backend>(b: &mut B) -> Check {
 }
 
 /// What was entered in the ledger between two snapshots.
-fn entered(before: &Snapshot, after: &Snapshot, kind: Kind) -> Count {
+pub(super) fn entered(before: &Snapshot, after: &Snapshot, kind: Kind) -> Count {
     let (before, after) = (before.of(kind), after.of(kind));
     Count { handles: after.handles - before.handles, bytes: after.bytes - before.bytes }
 }
@@ -82,7 +82,10 @@ fn the_plan_to_the_byte<E: Element>(cuda: &mut Cuda<E>) -> Check {
         handles: planned.len() + 1,
         bytes: plan::total_bytes(&planned, cuda.precision()) + Outbox::STATE_LEN * size_of::<u32>(),
     };
-    let pinned = Count { handles: 1, bytes: OUTBOX_ROWS * CAPACITY.batch * size_of::<u64>() };
+    let pinned = Count {
+        handles: 1,
+        bytes: plan::outbox_slots(&config(), CAPACITY) * CAPACITY.batch * size_of::<u64>(),
+    };
     for (kind, planned) in [(Kind::DeviceMemory, device), (Kind::PinnedMemory, pinned)] {
         let held = entered(&before, &after, kind);
         ensure!(held == planned, "{kind:?}: planned {planned:?}, the ledger has {held:?}");

@@ -1,6 +1,6 @@
 //! Each verb of the backends alone, which on a GPU is one kernel.
 
-use touchstone_runtime::backend::{AttentionShape, Backend, LinearShape, Rows, Step};
+use touchstone_runtime::backend::{AttentionShape, Backend, LinearShape, OUTBOX_ROWS, Rows, Step};
 use touchstone_runtime::modules::Norm;
 use touchstone_runtime::plan::{Entry, Kind};
 use touchstone_runtime::sampling::Sampling;
@@ -57,7 +57,7 @@ impl<B: Backend> Operands<B> {
             bias,
             norm: Norm::load(b, &weights(), "norm", CHANNELS, 1e-5)?,
             odd_norm: Norm::load(b, &weights(), "odd_norm", CHANNELS - 1, 1e-5)?,
-            outbox: b.outbox(1)?,
+            outbox: b.outbox(OUTBOX_ROWS, 1)?,
         })
     }
 }

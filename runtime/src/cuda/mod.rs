@@ -2,6 +2,7 @@
 //!
 //! Fused verbs serve passes of few rows, where a launch costs more than its arithmetic; longer passes take the plain composition.
 
+mod decoder;
 mod memory;
 mod verbs;
 

@@ -4,11 +4,12 @@ use touchstone_kernels::{
     self as kernels, Buffer, CacheShape, Element, Graph, NormQkvWeights, NormShape, Outbox,
 };
 
-use super::{Cuda, memory};
-use crate::backend::{AttentionShape, Backend, LinearShape, OUTBOX_ROWS, Rows, Step};
+use super::{Cuda, decoder, memory};
+use crate::backend::{AttentionShape, Backend, DecodeState, LinearShape, Rows, Step, Weights};
+use crate::config::Config;
 use crate::error::Result;
 use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
-use crate::plan::{Entry, Precision};
+use crate::plan::{Capacity, Entry, Precision};
 use crate::sampling::Sampling;
 use crate::taps::Taps;
 use crate::weights::Tensor;
@@ -120,6 +121,7 @@ impl<E: Element> Backend for Cuda<E> {
     type Ids = Buffer<u32>;
     type Outbox = Outbox;
     type Recording = Option<Graph>;
+    type Decoder = kernels::Decoder<E>;
 
     fn precision(&self) -> Precision {
         Precision { name: E::NAME, working_bytes: size_of::<E>(), wide_bytes: 4 }
@@ -145,8 +147,23 @@ impl<E: Element> Backend for Cuda<E> {
         self.upload_weight(tensor)
     }
 
-    fn outbox(&mut self, batch: usize) -> Result<Outbox> {
-        Ok(Outbox::new(self.device(), OUTBOX_ROWS, batch)?)
+    fn outbox(&mut self, slots: usize, batch: usize) -> Result<Outbox> {
+        Ok(Outbox::new(self.device(), slots, batch)?)
+    }
+
+    fn decoder_plan(&mut self, config: &Config, capacity: Capacity) -> Result<Vec<Entry>> {
+        Ok(self
+            .decoder_kernels(config, capacity)?
+            .map_or_else(Vec::new, |found| decoder::plan(&found).into()))
+    }
+
+    fn decoder(
+        &mut self,
+        config: &Config,
+        weights: &Weights<Self>,
+        capacity: Capacity,
+    ) -> Result<Option<kernels::Decoder<E>>> {
+        self.make_decoder(config, weights, capacity)
     }
 
     fn write(&mut self, y: &mut Buffer<E>, values: &[f64]) -> Result<()> {
@@ -289,6 +306,16 @@ impl<E: Element> Backend for Cuda<E> {
             }
         };
         Ok(graph.launch()?)
+    }
+
+    fn decode(
+        &mut self,
+        decoder: &mut kernels::Decoder<E>,
+        weights: &Weights<Self>,
+        state: DecodeState<'_, Self>,
+        steps: usize,
+    ) -> Result<()> {
+        decoder::run(decoder, weights, state, steps)
     }
 
     fn attention_sublayer(

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use crate::backend::OUTBOX_ROWS;
 use crate::sampling::Sampling;
 
 /// Sampled tokens that nobody has taken yet, oldest first.
 pub struct Outbox {
+    slots: usize,
     batch: usize,
     tokens: VecDeque<u32>,
     /// The rule of picking.
@@ -14,16 +14,16 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty outbox for rows of `batch` tokens.
-    pub(super) fn new(batch: usize) -> Self {
-        Self { batch, tokens: VecDeque::with_capacity(batch * OUTBOX_ROWS), sampling: Sampling::GREEDY }
+    /// An empty outbox with `slots` for rows of `batch` tokens.
+    pub(super) fn new(slots: usize, batch: usize) -> Self {
+        Self { slots, batch, tokens: VecDeque::with_capacity(batch * slots), sampling: Sampling::GREEDY }
     }
 
     /// Adds a row.
     pub(super) fn put(&mut self, row: &[u32]) {
         assert_eq!(row.len(), self.batch, "the outbox was made for rows of {} tokens", self.batch);
         let outstanding = self.tokens.len() / self.batch;
-        assert!(outstanding < OUTBOX_ROWS, "{outstanding} rows outstanding, at most {OUTBOX_ROWS} may be");
+        assert!(outstanding < self.slots, "{outstanding} rows outstanding, at most {} may be", self.slots);
         self.tokens.extend(row);
     }
 

@@ -21,7 +21,9 @@ pub use float::Float;
 pub use memory::Outbox;
 pub use weight::Weight;
 
-use crate::backend::{AttentionShape, Backend, LinearShape, Rows, Step};
+use std::convert::Infallible;
+
+use crate::backend::{AttentionShape, Backend, DecodeState, LinearShape, Rows, Step, Weights};
 use crate::error::Result;
 use crate::modules::{AttentionSublayer, LayerCache, MlpSublayer, Norm, Scratch};
 use crate::plan::{Entry, Precision};
@@ -65,6 +67,8 @@ impl<T: Float> Backend for Host<T> {
     type Ids = Vec<u32>;
     type Outbox = Outbox;
     type Recording = ();
+    /// The host computes while it is called: to run many steps at once gains nothing.
+    type Decoder = Infallible;
 
     fn precision(&self) -> Precision {
         T::PRECISION
@@ -92,8 +96,8 @@ impl<T: Float> Backend for Host<T> {
         Ok(Weight::new(tensor))
     }
 
-    fn outbox(&mut self, batch: usize) -> Result<Outbox> {
-        Ok(Outbox::new(batch))
+    fn outbox(&mut self, slots: usize, batch: usize) -> Result<Outbox> {
+        Ok(Outbox::new(slots, batch))
     }
 
     fn write(&mut self, y: &mut Vec<T>, values: &[f64]) -> Result<()> {
@@ -235,6 +239,16 @@ impl<T: Float> Backend for Host<T> {
 
     fn repeat(&mut self, (): &mut (), mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
+    }
+
+    fn decode(
+        &mut self,
+        decoder: &mut Infallible,
+        _: &Weights<Self>,
+        _: DecodeState<'_, Self>,
+        _: usize,
+    ) -> Result<()> {
+        match *decoder {}
     }
 
     fn attention_sublayer(

@@ -10,6 +10,7 @@ use crate::generate::capacity;
 use crate::model::Model;
 use crate::modules::Norm;
 use crate::plan::{Entry, Kind};
+use crate::taps::Path;
 use crate::weights::{RandomWeights, Tensor, Values};
 
 /// More than a hundred float32 roundings of sums near 10 add up to; a wrong operand makes a difference near 1. Accuracy itself is the golden
@@ -162,7 +163,7 @@ fn embedding_marks_what_the_tables_lack() {
 fn sampled_tokens_leave_in_order_and_the_cursor_moves_on() {
     let mut host = Host::<f32>::new();
     let logits = host.wide(&Entry::new("logits", &[2, 3], Kind::Wide)).unwrap();
-    let (mut outbox, mut tokens, mut cursor) = (host.outbox(2).unwrap(), vec![9; 2], vec![5, 7]);
+    let (mut outbox, mut tokens, mut cursor) = (host.outbox(OUTBOX_ROWS, 2).unwrap(), vec![9; 2], vec![5, 7]);
     let mut sample = |host: &mut Host<f32>, outbox: &mut _, logits: &Vec<f32>| {
         host.sample(outbox, &mut tokens, &mut cursor, logits, 2, 3, 4).unwrap();
         (tokens.clone(), cursor.clone())
@@ -192,13 +193,13 @@ fn a_transposed_weight_is_refused() {
 }
 
 /// Logits after each of a few tokens of a model whose products are shared among threads.
-fn decoded_logits(plain: bool) -> Vec<Vec<f64>> {
+fn decoded_logits(path: Path) -> Vec<Vec<f64>> {
     let text = r#"{"vocab_size": 1003, "max_position_embeddings": 40, "hidden_size": 132, "num_attention_heads": 3,
         "intermediate_size": 260, "num_hidden_layers": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
         "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}"#;
     let config = Config::parse(text, std::path::Path::new("test")).unwrap();
     let mut host = Host::<f32>::new();
-    host.taps().set_plain(plain);
+    host.taps().set_path(path);
     let mut model = Model::new(&mut host, &config, &RandomWeights::new(4), capacity(40, 1)).unwrap();
     let mut logits = Vec::new();
     for token in [3, 1002, 77, 500] {
@@ -212,5 +213,5 @@ fn decoded_logits(plain: bool) -> Vec<Vec<f64>> {
 /// Without this, a fused sublayer could differ from the composition that its specification is, by less than a golden case sees.
 #[test]
 fn a_fused_sublayer_is_its_plain_composition_to_the_bit() {
-    assert_eq!(decoded_logits(false), decoded_logits(true));
+    assert_eq!(decoded_logits(Path::Fastest), decoded_logits(Path::Plain));
 }

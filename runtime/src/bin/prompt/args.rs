@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use touchstone_runtime::device::{DeviceChoice, DtypeChoice};
 use touchstone_runtime::sampling::Sampling;
+use touchstone_runtime::taps::Path;
 use touchstone_runtime::threads::COUNT_MAX;
 use touchstone_runtime::{Error, Result};
 
@@ -33,6 +34,10 @@ pub struct Args {
     /// Working precision; auto is the one the weights are stored in. The CPU computes in f32
     #[arg(long, default_value = "auto", env = "TOUCHSTONE_DTYPE")]
     pub dtype: DtypeChoice,
+    /// How to run the model: as fast as the device can, step by step by fused kernels, or by plain ones, one an op. The text is the
+    /// same
+    #[arg(long, value_name = "PATH", default_value = "fastest", env = "TOUCHSTONE_PATH")]
+    pub path: Path,
     /// Threads that share the CPU's work [default: one a processor]
     #[arg(long, value_name = "N", env = "TOUCHSTONE_THREADS", value_parser = clap::value_parser!(u16).range(1..=COUNT_MAX.into()))]
     pub threads: Option<u16>,

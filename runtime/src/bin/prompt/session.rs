@@ -86,6 +86,7 @@ impl Job for Session<'_> {
         let Self { args, began, sampling, work, dir, checkpoint, tokenizer } = self;
         say(&format!("{choice}, seed {}, {}", sampling.seed, dir.display()));
         let config = checkpoint.config().clone();
+        device.taps().set_path(args.path);
         let mut model = Model::new(
             &mut device,
             &config,

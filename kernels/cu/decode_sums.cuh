@@ -1,0 +1,108 @@
+// Sums over the lanes of a warp, many at once, and LayerNorm by way of them.
+#pragma once
+#include "decode_layout.cuh"
+
+// 2^x for x <= 0, and 1 / x: to about 1e-7 of the result, without the slow paths of their ends.
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ inline float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
+
+// After `spread_sum` of R values, lane l has the sum of value l % LANES<R>.
+template <u32 R> constexpr u32 LANES = ceil_power(R);
+
+// The sum of x over the lanes that are a multiple of R away.
+template <u32 R> __device__ float stride_sum(float x) {
+#pragma unroll
+    for (int lanes = R; lanes < WARP; lanes *= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+    return x;
+}
+
+// Two sums that every lane gets.
+struct Moments {
+    float sum, squares;
+
+    __device__ void add_lane(int lanes) {
+        float their_sum = __shfl_xor_sync(ALL_LANES, sum, lanes), their_squares = __shfl_xor_sync(ALL_LANES, squares, lanes);
+        sum += their_sum, squares += their_squares;
+    }
+};
+struct NoMoments {
+    __device__ void add_lane(int) {}
+};
+
+// Halves the values that a lane holds by handing the other half to the lane R / 2 away, until one is left; the moments go along.
+template <int R, typename M> __device__ float fold(const float (&values)[R], M &moments) {
+    if constexpr (R == 1) {
+        return values[0];
+    } else {
+        bool upper = threadIdx.x & R / 2;
+        float half[R / 2];
+#pragma unroll
+        for (int i = 0; i < R / 2; i++) {
+            float low = values[i], high = values[i + R / 2];
+            half[i] = (upper ? high : low) + __shfl_xor_sync(ALL_LANES, upper ? low : high, R / 2);
+        }
+        moments.add_lane(R / 2);
+        return fold(half, moments);
+    }
+}
+
+// The sums over all lanes of R values a lane, and of the moments.
+template <u32 R, typename M> __device__ float spread_sum(const float (&values)[R], M &moments) {
+    float padded[LANES<R>];
+#pragma unroll
+    for (int i = 0; i < int(LANES<R>); i++) padded[i] = i < int(R) ? values[i] : 0.0f;
+    float x = fold(padded, moments);
+#pragma unroll
+    for (int lanes = LANES<R>; lanes < WARP; lanes *= 2) {
+        x += __shfl_xor_sync(ALL_LANES, x, lanes);
+        moments.add_lane(lanes);
+    }
+    return x;
+}
+template <u32 R> __device__ float spread_sum(const float (&values)[R]) {
+    NoMoments none;
+    return spread_sum(values, none);
+}
+
+// A row of x as a warp holds it, with its LayerNorm: row r of a product is (dot(gamma x, row r) - mean a_r) / deviation + b_r, where a_r is the
+// product of gamma with the row, b_r that of beta, and the bias.
+struct Row {
+    float4 x[C / CHUNK];
+    Moments moments;
+
+    __device__ void read(const float *from) {
+#pragma unroll
+        for (int c = 0; c < int(C / CHUNK); c++) x[c] = load4(from + c * CHUNK + threadIdx.x % WARP * 4);
+    }
+
+    // Subtracts `shift`, a mean from before, which keeps the moments exact where the mean is large, and multiplies by gamma.
+    __device__ void center(float shift, const float *gamma) {
+        moments = {};
+#pragma unroll
+        for (int c = 0; c < int(C / CHUNK); c++) {
+            float4 g = load4(gamma + c * CHUNK + threadIdx.x % WARP * 4);
+            x[c] = make_float4(x[c].x - shift, x[c].y - shift, x[c].z - shift, x[c].w - shift);
+            moments.sum += (x[c].x + x[c].y) + (x[c].z + x[c].w);
+            moments.squares = dot4(x[c], x[c], moments.squares);
+            x[c] = make_float4(x[c].x * g.x, x[c].y * g.y, x[c].z * g.z, x[c].w * g.w);
+        }
+    }
+
+    // The rows' products from the lanes' parts of them; `shift` becomes the mean.
+    template <u32 R> __device__ float normed(const float (&parts)[R], float2 ab, float eps, float &shift) {
+        float dot = spread_sum(parts, moments), mean = moments.sum * (1.0f / C);
+        float scale = rsqrtf(fmaxf(moments.squares * (1.0f / C) - mean * mean, 0.0f) + eps);
+        shift += mean;
+        return fmaf(scale, fmaf(-mean, ab.x, dot), ab.y);
+    }
+};

@@ -1,0 +1,75 @@
+// A block's window of shared memory onto its stream of weights. One warp fills it ahead by bulk copies, the others read.
+//
+// The stream runs through all layers and begins anew with the next token. It comes in parts; within a part, every warp's rows lie together. Where a
+// layer fits into the window, a part is a whole product and has a place of its own, filled with the next layer's rows as soon as all
+// warps are done with this layer's (STATIC). Else parts are smaller and of one size, and the window is a ring of them.
+#pragma once
+#include "decode_layout.cuh"
+
+__device__ constexpr u32 common_divisor(u32 a, u32 b) { return b == 0 ? a : common_divisor(b, a % b); }
+
+struct Window {
+    static constexpr bool STATIC = WINDOW_BYTES >= LAYER_BYTES;
+    // Bytes a warp of a part of the ring: as many as divide every product.
+    static constexpr u32 SLOT = common_divisor(common_divisor(QKV_BYTES, OUT_BYTES), common_divisor(UP_BYTES, DOWN_BYTES));
+    static constexpr u32 FITTING = WINDOW_BYTES / SLOT < SLOTS_MAX ? WINDOW_BYTES / SLOT : SLOTS_MAX;
+    static constexpr u32 SLOTS = STATIC ? u32(PRODUCTS) : FITTING, PARTS = STATIC ? u32(PRODUCTS) : LAYER_BYTES / SLOT;
+    static_assert(SLOTS >= 4, "the window is too small for this model");
+
+    // Bytes a warp of a part, and those before it in its layer or, of a slot, in the window.
+    static __device__ constexpr u32 bytes(u32 part) {
+        return !STATIC ? SLOT : part == QKV_PRODUCT ? QKV_BYTES : part == OUT_PRODUCT ? OUT_BYTES : part == UP_PRODUCT ? UP_BYTES : DOWN_BYTES;
+    }
+    static __device__ constexpr u32 start(u32 part) {
+        return !STATIC ? part * SLOT : (part > 0) * QKV_BYTES + (part > 1) * OUT_BYTES + (part > 2) * UP_BYTES;
+    }
+    // Where byte `i` of a warp's layer lies in the layer of its block.
+    static __device__ u32 place(u32 warp, u32 i) {
+        u32 part = STATIC ? (i >= start(1)) + (i >= start(2)) + (i >= start(3)) : i / SLOT;
+        return start(part) * WARPS + warp * bytes(part) + i - start(part);
+    }
+
+    // Fills the window for `layers` layers in all: one thread.
+    static __device__ void fill(u32 window, u32 full, u32 empty, const char *stream, u32 layers) {
+        u32 slot = 0, parity = 1, offset = 0;
+#pragma unroll 1
+        for (u32 layer = 0; layer < layers; layer++) {
+#pragma unroll 1
+            for (u32 part = 0; part < PARTS; part++) {
+                while (!barrier_try(empty + 8 * slot, parity)) {}
+                barrier_expect(full + 8 * slot, bytes(part) * WARPS);
+                fetch(window + start(slot) * WARPS, stream + offset, bytes(part) * WARPS, full + 8 * slot);
+                offset += bytes(part) * WARPS;
+                if (++slot == SLOTS) slot = 0, parity ^= 1;
+            }
+            if (offset == LAYERS * LAYER_BYTES * WARPS) offset = 0;
+        }
+    }
+};
+
+// A warp's reading place.
+struct Reader {
+    const Shared &s;
+    u32 slot = 0, parity = 0;
+
+    __device__ Reader(const Shared &s) : s(s) {}
+
+    // Waits for the next part, which is of this product, and says where this warp's rows of it lie.
+    template <u32 PRODUCT> __device__ const char *await() const {
+        u32 at = Window::STATIC ? PRODUCT : slot;
+        barrier_wait(shared_address(&s.full[at]), parity);
+        const char *window = reinterpret_cast<const char *>(&s) + WINDOW_START;
+        return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
+    }
+
+    // Gives it back: every lane has read it.
+    template <u32 PRODUCT> __device__ void release() {
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&s.empty[Window::STATIC ? PRODUCT : slot]));
+        if (Window::STATIC) {
+            if (PRODUCT == DOWN_PRODUCT) parity ^= 1;
+        } else if (++slot == Window::SLOTS) {
+            slot = 0, parity ^= 1;
+        }
+    }
+};

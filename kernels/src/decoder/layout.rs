@@ -1,0 +1,179 @@
+//! For which models and GPUs there is a decoder, and how it is laid out: the host's side of `cu/decode_layout.cuh`.
+
+use crate::compile::Unit;
+
+/// A model's dimensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    /// C.
+    pub channels: usize,
+    /// H.
+    pub heads: usize,
+    /// F.
+    pub width: usize,
+    /// Blocks of the model.
+    pub layers: usize,
+    /// P.
+    pub context: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// How a model is spread over a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderLayout {
+    shape: ModelShape,
+    /// Bytes of a weight: 2 or 4.
+    element_bytes: usize,
+    /// Blocks of the cluster.
+    cluster: usize,
+    /// Blocks that share a head's keys.
+    split: usize,
+}
+
+/// Warps of a block that compute; one more fills the window.
+const WARPS: usize = 8;
+/// Threads of a block.
+pub(crate) const THREADS: usize = (WARPS + 1) * 32;
+/// Shared memory of a block, on Hopper and Blackwell the most there is.
+pub(crate) const SHARED_BYTES: usize = 232_448;
+/// Above these a model's rows, constants or cache leave no room for a window of weights.
+const CHANNELS_MAX: usize = 384;
+const WIDTH_MAX: usize = 1536;
+const CONSTANTS_MAX: usize = 8192;
+/// Above this, all of the GPU reads the weights faster than the blocks of a cluster do.
+const WEIGHT_BYTES_MAX: usize = 48 << 20;
+
+impl DecoderLayout {
+    /// The layout for a model whose elements have so many bytes, if there is one. Which cluster a GPU can hold it does not know.
+    #[must_use]
+    pub fn new(shape: ModelShape, element_bytes: usize) -> Option<Self> {
+        let ModelShape { channels, heads, width, layers, context, vocab } = shape;
+        // Narrow models: a smaller cluster hands over faster, and its blocks read fast enough.
+        let cluster = if channels <= 128 { 8 } else { 16 };
+        let team = cluster * WARPS;
+        if heads == 0 || channels % heads != 0 || heads > cluster || layers == 0 {
+            return None;
+        }
+        // Sharing a head's keys costs a merge: little, where there are many keys.
+        let split_max = if context > 512 { 4 } else { 2 };
+        let split = (cluster / heads).min(split_max).next_power_of_two().min(cluster / heads).max(1);
+        let layout = Self { shape, element_bytes, cluster, split };
+        let even = channels % team == 0 && width % (2 * team) == 0 && width > 0;
+        let bounded = channels <= CHANNELS_MAX && width <= WIDTH_MAX && vocab <= 256 && vocab <= 2 * team;
+        let fits =
+            layout.constants_of_a_block() <= CONSTANTS_MAX && layout.stream_bytes() <= WEIGHT_BYTES_MAX;
+        (even && bounded && fits && matches!(channels / heads, 32 | 64)).then_some(layout)
+    }
+
+    /// Elements of the packed weights.
+    #[must_use]
+    pub fn stream_len(&self) -> usize {
+        let ModelShape { channels, width, layers, .. } = self.shape;
+        layers * (4 * channels * channels + 2 * channels * width)
+    }
+
+    fn stream_bytes(&self) -> usize {
+        self.stream_len() * self.element_bytes
+    }
+
+    /// Elements of the constants, float32.
+    #[must_use]
+    pub fn constants_len(&self) -> usize {
+        self.cluster * self.constants_of_a_block()
+    }
+
+    /// `CONSTANTS` of the device code: gammas, a and b of the rows behind a norm, biases of the others.
+    fn constants_of_a_block(&self) -> usize {
+        let ModelShape { channels, width, layers, vocab, .. } = self.shape;
+        let team = self.cluster * WARPS;
+        let rows = |all: usize| WARPS * all.div_ceil(team);
+        let layer = 2 * channels + 2 * rows(3 * channels) + 2 * rows(width) + 2 * rows(channels);
+        layers * layer + channels + 2 * rows(vocab)
+    }
+
+    /// Blocks of the cluster.
+    #[must_use]
+    pub fn cluster(&self) -> usize {
+        self.cluster
+    }
+
+    /// The model's dimensions.
+    #[must_use]
+    pub fn shape(&self) -> ModelShape {
+        self.shape
+    }
+
+    /// Warps that have rows of their own.
+    pub(crate) fn warps(&self) -> usize {
+        self.cluster * WARPS
+    }
+
+    /// Bytes of a weight.
+    pub(crate) fn element_bytes(&self) -> usize {
+        self.element_bytes
+    }
+
+    /// What is compiled for it.
+    #[must_use]
+    pub fn unit(&self) -> Unit {
+        let ModelShape { channels, heads, width, layers, context, vocab } = self.shape;
+        let macros = [
+            ("CHANNELS", channels),
+            ("HEADS", heads),
+            ("WIDTH", width),
+            ("LAYERS", layers),
+            ("CONTEXT", context),
+            ("VOCAB", vocab),
+            ("BF16", usize::from(self.element_bytes == 2)),
+            ("CLUSTER", self.cluster),
+            ("SPLIT", self.split),
+            ("SHARED_BYTES", SHARED_BYTES),
+            ("CONSTANTS_LEN", self.constants_of_a_block()),
+        ];
+        Unit::decoder(macros.iter().map(|(name, value)| format!("{name}={value}")).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: ModelShape =
+        ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+
+    /// Without this, a model could get a layout that the device code refuses, or be left to the slower path unnoticed.
+    #[test]
+    fn layouts_are_those_of_the_committed_models_and_of_no_odd_one() {
+        let layout =
+            |shape, bytes| DecoderLayout::new(shape, bytes).map(|found| (found.cluster, found.split));
+        assert_eq!(layout(SMALL, 2), Some((8, 2)));
+        let wide = ModelShape { channels: 384, heads: 6, width: 1536, ..SMALL };
+        assert_eq!((layout(wide, 2), layout(wide, 4)), (Some((16, 2)), Some((16, 2))));
+        let long = ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..SMALL };
+        assert_eq!(layout(long, 4), Some((16, 4)));
+        for odd in [
+            ModelShape { channels: 96, ..SMALL },
+            ModelShape { heads: 5, ..SMALL },
+            ModelShape { heads: 8, ..SMALL },
+            ModelShape { heads: 0, ..SMALL },
+            ModelShape { width: 500, ..SMALL },
+            ModelShape { vocab: 50257, ..SMALL },
+            ModelShape { layers: 0, ..SMALL },
+            ModelShape { layers: 400, ..SMALL },
+            ModelShape { channels: 768, heads: 12, width: 3072, ..SMALL },
+        ] {
+            assert_eq!(layout(odd, 2), None, "{odd:?}");
+        }
+    }
+
+    /// Without this, the plan could promise another size than the packing writes.
+    #[test]
+    fn lengths_are_those_counted_by_hand() {
+        let layout = DecoderLayout::new(SMALL, 4).unwrap();
+        assert_eq!(layout.stream_len(), 6 * (4 * 128 * 128 + 2 * 128 * 512));
+        // 64 warps: 6, 8 and 2 rows of q, k, v, of up, and of out and down each; 2 of the head.
+        let block = 6 * (2 * 128 + 8 * (2 * 6 + 2 * 8 + 2 + 2)) + 128 + 8 * 2 * 2;
+        assert_eq!(layout.constants_len(), 8 * block);
+    }
+}
