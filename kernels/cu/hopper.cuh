@@ -9,7 +9,7 @@
 #define HOPPER 0
 #endif
 
-// A matrix in device memory as the copy engine knows it; made by the driver (src/tensor_map.rs).
+// A matrix in device memory as the copy engine knows it; made by the driver (src/product.rs).
 struct __align__(64) TensorMap {
     u64 opaque[16];
 };
