@@ -27,15 +27,15 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
     u32 cached = (blockIdx.y * s.heads + head) * s.context; // the head's first row in the cache
     release_next();
     if (threadIdx.x == 0) {
-        for (u32 i = 0; i < 4; i++) init_barrier(barriers + i * 8, 1);
-        fence_barriers();
+        for (u32 i = 0; i < 4; i++) barrier_init(barriers + i * 8, 1);
+        publish_barriers();
     }
     auto ask_keys = [&](u32 tile, u32 more) {
-        expect_bytes(key_barrier(tile), TILE_BYTES + more);
+        barrier_expect(key_barrier(tile), TILE_BYTES + more);
         copy_box(key_tile(tile), keys, 0, cached + tile * 64, key_barrier(tile));
     };
     auto ask_values = [&](u32 tile) {
-        expect_bytes(value_barrier(tile), TILE_BYTES);
+        barrier_expect(value_barrier(tile), TILE_BYTES);
         copy_box(value_tile(tile), values, 0, cached + tile * 64, value_barrier(tile));
     };
     await_previous();
@@ -53,7 +53,7 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
         u32 parity = tile / 2 & 1;
         float score[32] = {};
         settle(score); // it is zero before the first product
-        await_barrier(key_barrier(tile), parity);
+        barrier_await(key_barrier(tile), parity);
         open_products();
 #pragma unroll
         for (u32 k = 0; k < 4; k++) Warpgroup<64>::multiply(score, operand(base) + k * 2, operand(key_tile(tile)) + k * 2);
@@ -87,7 +87,7 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
 #pragma unroll
             for (int j = 0; j < 32; j += 4) out[j + half * 2] *= fade, out[j + half * 2 + 1] *= fade;
         }
-        await_barrier(value_barrier(tile), parity);
+        barrier_await(value_barrier(tile), parity);
         if (tile * 64 + 64 > seen) { // what lies behind the rows that are seen may be no number
             for (u32 i = (seen - tile * 64) * 8 + threadIdx.x; i < 64 * 8; i += 128)
                 reinterpret_cast<uint4 *>(shared + (value_tile(tile) - shared_address(shared)))[i] = make_uint4(0, 0, 0, 0);

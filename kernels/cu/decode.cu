@@ -80,7 +80,7 @@ struct Decoder {
 
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
-        barrier_wait(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
         parities ^= 1u << HANDOFF;
         if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
     }

@@ -1,5 +1,5 @@
-// What only Hopper has (sm_90a): barriers in shared memory that count bytes, the copy engine, and products by warpgroups of
-// four warps that read both operands from shared memory. Elsewhere all of it is empty, and no launcher chooses a kernel that uses it.
+// What only Hopper has (sm_90a): the copy engine, and products by warpgroups of four warps that read both operands from shared memory.
+// Elsewhere all of it is empty, and no launcher chooses a kernel that uses it.
 #pragma once
 #include "tensor.cuh"
 
@@ -13,42 +13,6 @@
 struct __align__(64) TensorMap {
     u64 opaque[16];
 };
-
-__device__ inline void init_barrier(u32 barrier, u32 arrivals) {
-#if HOPPER
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-#endif
-}
-// Makes initialised barriers visible to the copy engine.
-__device__ inline void fence_barriers() {
-#if HOPPER
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-// Arrives, and says how many bytes the copy engine will bring in this phase.
-__device__ inline void expect_bytes(u32 barrier, u32 bytes) {
-#if HOPPER
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-#endif
-}
-__device__ inline void arrive(u32 barrier) {
-#if HOPPER
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-#endif
-}
-__device__ inline void await_barrier(u32 barrier, u32 parity) {
-#if HOPPER
-    u32 done;
-    do {
-        asm volatile("{\n.reg .pred p;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!done);
-#endif
-}
 
 // Copies the map's box at (column, row) and counts its bytes at the barrier. Zeros lie outside the matrix.
 __device__ inline void copy_box(u32 to, const TensorMap *map, u32 column, u32 row, u32 barrier) {

@@ -34,8 +34,8 @@ struct Share {
 template <typename R> __device__ void produce(R ring, const Share &s) {
     u32 count = s.last - s.first, ahead = min(count, u32(R::STAGES));
     auto ask_weight = [&](u32 turn) {
-        await_barrier(ring.empty(turn), ring.parity(turn) ^ 1);
-        expect_bytes(ring.full(turn), R::STAGE_BYTES);
+        barrier_await(ring.empty(turn), ring.parity(turn) ^ 1);
+        barrier_expect(ring.full(turn), R::STAGE_BYTES);
         copy_box(ring.weight(turn), s.weight, (s.first + turn) * SLICE, s.output, ring.full(turn));
     };
     auto ask_x = [&](u32 turn) { copy_box(ring.x(turn), s.x, (s.first + turn) * SLICE, s.row, ring.full(turn)); };
@@ -56,7 +56,7 @@ template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) 
     u32 group = threadIdx.x / 128 - 1;
     settle(sums.top), settle(sums.bottom); // they are zero before the first product
     for (u32 turn = 0; turn < count; turn++) {
-        await_barrier(ring.full(turn), ring.parity(turn));
+        barrier_await(ring.full(turn), ring.parity(turn));
         u64 a = operand(ring.x(turn) + group * R::GROUP_ROWS * SLICE_BYTES), b = operand(ring.weight(turn));
         open_products();
 #pragma unroll
@@ -68,7 +68,7 @@ template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) 
         commit_products();
         if (turn == 0) continue;
         await_products<1>();
-        if (threadIdx.x % WARP == 0) arrive(ring.empty(turn - 1)); // this warp has read it
+        if (threadIdx.x % WARP == 0) barrier_arrive(ring.empty(turn - 1)); // this warp has read it
     }
     await_products<0>();
     settle(sums.top), settle(sums.bottom);
@@ -79,8 +79,8 @@ template <typename R, typename Store> __device__ void product_wgmma(R ring, cons
     release_next();
     if (threadIdx.x == 0) {
         fetch_map(share.x), fetch_map(share.weight);
-        for (u32 slot = 0; slot < R::STAGES; slot++) init_barrier(ring.full(slot), 1), init_barrier(ring.empty(slot), CONSUMERS * 4);
-        fence_barriers();
+        for (u32 slot = 0; slot < R::STAGES; slot++) barrier_init(ring.full(slot), 1), barrier_init(ring.empty(slot), CONSUMERS * 4);
+        publish_barriers();
     }
     __syncthreads();
     if (threadIdx.x < 128) {

@@ -4,9 +4,7 @@
 //
 // On older GPUs everything here is empty, and no launcher chooses a kernel that uses it.
 #pragma once
-#include "common.cuh"
-
-__device__ inline u32 shared_address(const void *p) { return u32(__cvta_generic_to_shared(p)); }
+#include "barrier.cuh"
 
 // Copies 16 bytes to shared memory past L1, zeros where there is nothing to read.
 __device__ inline void copy16(u32 to, const void *from, bool there) {

@@ -11,6 +11,7 @@ use crate::libraries::load_nvrtc;
 
 /// The device code: file name and text.
 pub const SOURCES: &[(&str, &str)] = &[
+    ("barrier.cuh", include_str!("../cu/barrier.cuh")),
     ("cluster.cuh", include_str!("../cu/cluster.cuh")),
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("decode_keys.cuh", include_str!("../cu/decode_keys.cuh")),
