@@ -1,10 +1,8 @@
-// What blocks of a cluster say to each other: mbarriers, stores into another block's shared memory that complete them, and bulk copies.
+// What blocks of a cluster say to each other: stores into another block's shared memory that count themselves on its barriers, and bulk copies.
 //
-// Addresses of shared memory are 32-bit, as PTX takes them. PTX ISA: mbarrier, st.async, cp.async.bulk, mapa. Needs sm_90.
+// PTX ISA: st.async, cp.async.bulk, mapa. Needs sm_90.
 #pragma once
-#include "common.cuh"
-
-__device__ inline u32 shared_address(const void *p) { return u32(__cvta_generic_to_shared(p)); }
+#include "barrier.cuh"
 
 __device__ inline u32 cluster_rank() {
     u32 rank;
@@ -22,33 +20,6 @@ __device__ inline u32 in_block(u32 address, u32 rank) {
 // All threads of all blocks of the cluster meet.
 __device__ inline void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// A barrier of `arrivals` a phase, which may also wait for a number of bytes.
-__device__ inline void barrier_init(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ inline void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-// Arrives, and the phase then waits for `bytes` too.
-__device__ inline void barrier_expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// Whether the phase of this parity is complete; waits a while for it.
-__device__ inline bool barrier_try(u32 barrier, u32 parity) {
-    u32 done;
-    asm volatile("{\n\t.reg .pred done;\n"
-                 "\tmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-                 "\tselp.u32 %0, 1, 0, done;\n\t}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-    return done != 0;
-}
-// Waits for it: a whole warp, which leaves together.
-__device__ inline void barrier_wait(u32 barrier, u32 parity) {
-    while (!__all_sync(ALL_LANES, barrier_try(barrier, parity))) {}
 }
 
 // Stores into a block of the cluster and counts the bytes on a barrier of the same block.

@@ -35,6 +35,17 @@ template <> __device__ inline bf16 from_float<bf16>(float x) {
 #endif
 }
 
+// Two floats, rounded to nearest even; `low` comes first in memory.
+__device__ inline u32 pack(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#else
+    return from_float<bf16>(low).bits | u32(from_float<bf16>(high).bits) << 16;
+#endif
+}
+
 // Four consecutive elements as float32. The address must be aligned to four elements.
 __device__ inline float4 load4(const float *p) { return *reinterpret_cast<const float4 *>(p); }
 __device__ inline float4 unpack4(uint2 raw) {

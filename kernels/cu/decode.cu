@@ -80,7 +80,7 @@ struct Decoder {
 
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
-        barrier_wait(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
         parities ^= 1u << HANDOFF;
         if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
     }
@@ -278,9 +278,9 @@ __device__ void Decoder::mlp(u32 layer) {
     reader.release<DOWN_PRODUCT>();
 }
 
-// logits = final_norm(x) . token, to all blocks, and the next token from them.
+// logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.
 __device__ u32 Decoder::head(u32 step) {
-    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(s.rule, {}, s.logits, step);
+    if (s.rule.temperature != 0 && threadIdx.x < V) s.noise[threadIdx.x] = gumbel(threadIdx.x, step, s.rule);
     if (!HEAD_HELD) load_head();
     Row row;
     await<RESIDUAL>();
@@ -298,8 +298,9 @@ __device__ u32 Decoder::head(u32 step) {
             u32 there = in_block(base(), to);
             send(there + offset(s.logits + v), value, there + barrier(LOGITS));
         }
-    __syncwarp();
+    meet(); // the noise is there
     await<LOGITS>();
+    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(s.rule, {}, s.logits, s.noise);
     u32 token = scores.pick();
     if (rank == 0 && threadIdx.x < V) a.logits[threadIdx.x] = s.logits[threadIdx.x];
     return token;

@@ -63,7 +63,7 @@ struct Shared {
     float2 core_mass[S][H];
     alignas(16) float middle[C];     // the residual between the sublayers
     alignas(16) Element hidden[F];
-    alignas(16) float logits[V];
+    alignas(16) float logits[V], noise[V];
     alignas(16) float part[WARPS][D]; // of this block's keys, warp by warp
     float2 part_mass[WARPS];
     Sampling rule;

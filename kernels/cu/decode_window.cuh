@@ -36,7 +36,7 @@ struct Window {
         for (u32 layer = 0; layer < layers; layer++) {
 #pragma unroll 1
             for (u32 part = 0; part < PARTS; part++) {
-                while (!barrier_try(empty + 8 * slot, parity)) {}
+                barrier_await(empty + 8 * slot, parity);
                 barrier_expect(full + 8 * slot, bytes(part) * WARPS);
                 fetch(window + start(slot) * WARPS, stream + offset, bytes(part) * WARPS, full + 8 * slot);
                 offset += bytes(part) * WARPS;
@@ -57,7 +57,7 @@ struct Reader {
     // Waits for the next part, which is of this product, and says where this warp's rows of it lie.
     template <u32 PRODUCT> __device__ const char *await() const {
         u32 at = Window::STATIC ? PRODUCT : slot;
-        barrier_wait(shared_address(&s.full[at]), parity);
+        barrier_await_together(shared_address(&s.full[at]), parity);
         const char *window = reinterpret_cast<const char *>(&s) + WINDOW_START;
         return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
     }

@@ -142,6 +142,12 @@ template <u32 HELD, typename Team> struct Scores {
 #pragma unroll
         for (int j = 0; j < int(HELD); j++) noise[j] = gumbel(team.index() + j * Team::THREADS, step, s);
     }
+    // With noise that others have made: of all logits.
+    __device__ Scores(const Sampling &s, Team team, const float *logits, const float *made) : s(s), team(team), logits(logits), step(0) {
+        static_assert(HELD > 0, "noise that is not held is made at every use");
+#pragma unroll
+        for (int j = 0; j < int(HELD); j++) noise[j] = made[min(team.index() + j * Team::THREADS, s.vocab - 1)];
+    }
 
     // Reads the logits: after the wait.
     __device__ void load() {

@@ -11,6 +11,7 @@ use crate::libraries::load_nvrtc;
 
 /// The device code: file name and text.
 pub const SOURCES: &[(&str, &str)] = &[
+    ("barrier.cuh", include_str!("../cu/barrier.cuh")),
     ("cluster.cuh", include_str!("../cu/cluster.cuh")),
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("decode_keys.cuh", include_str!("../cu/decode_keys.cuh")),
@@ -26,9 +27,14 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("grid_tile.cuh", include_str!("../cu/grid_tile.cuh")),
     ("pick.cuh", include_str!("../cu/pick.cuh")),
     ("row.cuh", include_str!("../cu/row.cuh")),
+    ("tensor.cuh", include_str!("../cu/tensor.cuh")),
+    ("hopper.cuh", include_str!("../cu/hopper.cuh")),
+    ("finish.cuh", include_str!("../cu/finish.cuh")),
     ("add.cu", include_str!("../cu/add.cu")),
     ("append.cu", include_str!("../cu/append.cu")),
     ("attention.cu", include_str!("../cu/attention.cu")),
+    ("attention_mma.cu", include_str!("../cu/attention_mma.cu")),
+    ("attention_wgmma.cu", include_str!("../cu/attention_wgmma.cu")),
     ("decode.cu", include_str!("../cu/decode.cu")),
     ("decode_grid.cu", include_str!("../cu/decode_grid.cu")),
     ("decode_pack.cu", include_str!("../cu/decode_pack.cu")),
@@ -39,6 +45,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("linear_add.cu", include_str!("../cu/linear_add.cu")),
     ("norm_linear.cu", include_str!("../cu/norm_linear.cu")),
     ("norm_qkv.cu", include_str!("../cu/norm_qkv.cu")),
+    ("product_mma.cu", include_str!("../cu/product_mma.cu")),
+    ("product_wgmma.cu", include_str!("../cu/product_wgmma.cu")),
     ("sample.cu", include_str!("../cu/sample.cu")),
 ];
 

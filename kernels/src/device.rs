@@ -11,6 +11,7 @@ use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::ledger::{Kind, Line};
 use crate::libraries::{DRIVER_REMEDY, driver_present};
+use crate::{attention, product};
 
 /// What the driver says about a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +59,9 @@ impl Device {
         let info = context.info()?;
         let stream = Stream::new(&context)?;
         let module = Module::load(&context, &cubin(&architecture(info.compute), &Unit::ops())?)?;
-        let functions =
+        let functions: Vec<_> =
             Entry::ALL.iter().map(|entry| module.function(entry.name())).collect::<Result<_>>()?;
+        allow_shared_memory(info.compute, &functions)?;
         Ok(Self(Arc::new(Open { info, functions, stream, _module: module, context })))
     }
 
@@ -224,6 +226,17 @@ pub(crate) fn no_attribute() -> [sys::CUlaunchAttribute; 1] {
         pad: [0; 4],
         value: sys::CUlaunchAttributeValue { pad: [0; 64] },
     }]
+}
+
+/// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.
+fn allow_shared_memory(compute: (u32, u32), functions: &[sys::CUfunction]) -> Result<()> {
+    for (entry, bytes) in product::large_shared(compute).into_iter().chain(attention::large_shared(compute)) {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function belongs to the module just loaded.
+        let code = unsafe { sys::cuFuncSetAttribute(functions[entry as usize], attribute, bytes as i32) };
+        check(entry.name(), code.result())?;
+    }
+    Ok(())
 }
 
 /// Addresses of kernel arguments, in the order of the entry point's signature.

@@ -16,6 +16,8 @@ impl Plain for u8 {}
 pub trait Element: Plain {
     /// The name, as in the golden cases and at the end of entry points.
     const NAME: &'static str;
+    /// Whether tensor cores multiply it exactly and sum in float32. They would cut float32 to TF32 first.
+    const TENSOR_CORES: bool;
     /// Rounds to nearest even.
     fn from_f64(value: f64) -> Self;
     /// Exact.
@@ -26,6 +28,7 @@ pub trait Element: Plain {
 
 impl Element for f32 {
     const NAME: &'static str = "f32";
+    const TENSOR_CORES: bool = false;
     fn from_f64(value: f64) -> Self {
         value as f32
     }
@@ -39,6 +42,7 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const NAME: &'static str = "bf16";
+    const TENSOR_CORES: bool = true;
     fn from_f64(value: f64) -> Self {
         bf16::from_f64(value)
     }

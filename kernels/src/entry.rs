@@ -26,16 +26,19 @@ entries! {
     Entry:
     add_f32 add_bf16
     append_f32 append_bf16
-    attention_f32 attention_bf16
+    attention_f32 attention_bf16 attention_mma_bf16 attention_mma_wide_bf16 attention_wgmma_bf16
     embedding_f32 embedding_bf16
     gelu_f32 gelu_bf16
-    layernorm_f32 layernorm_bf16
+    layernorm_f32 layernorm_bf16 layernorm_row_bf16
     linear_warp_f32 linear_warp_bf16 logits_warp_bf16
     linear_tile_f32 linear_tile_bf16 logits_tile_bf16
-    linear_add_f32 linear_add_bf16
+    linear_mma_bf16
+    linear_add_f32 linear_add_bf16 linear_add_mma_bf16 linear_add_wgmma_bf16
+    linear_gelu_mma_bf16 linear_gelu_wgmma_bf16
     norm_gelu_f32 norm_gelu_bf16
     norm_logits_f32 norm_logits_bf16
     norm_qkv_f32 norm_qkv_bf16
+    qkv_mma_bf16 qkv_wgmma_bf16
     sample_f32
 }
 

@@ -5,6 +5,7 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::{Element, Plain};
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::product;
 use crate::shape::{LinearShape, groups};
 
 /// Rows from which on a tile of the weight is worth keeping in shared memory.
@@ -23,8 +24,13 @@ pub fn linear<E: Element>(
     shape: LinearShape,
 ) -> Result<()> {
     let warp = E::pick(Entry::linear_warp_f32, Entry::linear_warp_bf16);
+    if shape.rows >= TILE_ROWS
+        && product::tensor_cores::<E>(device, shape.inputs as usize, shape.outputs as usize)
+    {
+        return linear_mma(device, y, x, weight, bias, shape);
+    }
     let tile = E::pick(Entry::linear_tile_f32, Entry::linear_tile_bf16);
-    product(device, (warp, tile), y, x, weight, bias, shape)
+    tiles(device, (warp, tile), y, x, weight, bias, shape)
 }
 
 /// y = x · weightᵀ in float32; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`.
@@ -40,10 +46,10 @@ pub fn logits<E: Element>(
 ) -> Result<()> {
     let warp = E::pick(Entry::linear_warp_f32, Entry::logits_warp_bf16);
     let tile = E::pick(Entry::linear_tile_f32, Entry::logits_tile_bf16);
-    product(device, (warp, tile), y, x, weight, None, shape)
+    tiles(device, (warp, tile), y, x, weight, None, shape)
 }
 
-fn product<Y: Plain, E: Element>(
+fn tiles<Y: Plain, E: Element>(
     device: &Device,
     (warp, tile): (Entry, Entry),
     y: &mut Buffer<Y>,
@@ -52,14 +58,7 @@ fn product<Y: Plain, E: Element>(
     bias: Option<&Buffer<E>>,
     shape: LinearShape,
 ) -> Result<()> {
-    assert!(
-        y.len() >= shape.y_len() && x.len() >= shape.x_len(),
-        "y {}, x {} for {shape:?}",
-        y.len(),
-        x.len()
-    );
-    assert!(weight.len() >= shape.weight_len(), "weight {} for {shape:?}", weight.len());
-    assert!(bias.is_none_or(|bias| bias.len() >= shape.outputs as usize), "bias for {shape:?}");
+    check_lengths(y, x, weight, bias, shape);
     let (rows, outputs) = (shape.rows as usize, shape.outputs as usize);
     let (entry, grid) = if shape.rows < TILE_ROWS {
         (warp, [groups(outputs, 8), shape.rows, 1])
@@ -71,4 +70,38 @@ fn product<Y: Plain, E: Element>(
     // SAFETY: linear_*(Y *y, const T *x, const T *weight, const T *bias or null, LinearShape), the entry chosen for Y and T by the two
     // callers; rows and outputs past the shape are neither read nor written, and the lengths above cover the rest; the caller owns all.
     unsafe { device.launch(entry, Launch::new(grid, 256), arguments![y, x, weight, bias, shape]) }
+}
+
+fn linear_mma<E: Element>(
+    device: &Device,
+    y: &mut Buffer<E>,
+    x: &Buffer<E>,
+    weight: &Buffer<E>,
+    bias: Option<&Buffer<E>>,
+    shape: LinearShape,
+) -> Result<()> {
+    check_lengths(y, x, weight, bias, shape);
+    let launch = product::mma_launch(shape.rows as usize, shape.outputs as usize, 1);
+    let bias = bias.map_or(0, Buffer::address);
+    let (y, x, weight) = (y.address(), x.address(), weight.address());
+    // SAFETY: linear_mma_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias or null, LinearShape); nothing outside the shape
+    // is read or written, rows are whole 16 bytes as the caller saw, lengths as above; the caller owns all buffers.
+    unsafe { device.launch(Entry::linear_mma_bf16, launch, arguments![y, x, weight, bias, shape]) }
+}
+
+fn check_lengths<Y: Plain, E: Element>(
+    y: &Buffer<Y>,
+    x: &Buffer<E>,
+    weight: &Buffer<E>,
+    bias: Option<&Buffer<E>>,
+    shape: LinearShape,
+) {
+    assert!(
+        y.len() >= shape.y_len() && x.len() >= shape.x_len(),
+        "y {}, x {} for {shape:?}",
+        y.len(),
+        x.len()
+    );
+    assert!(weight.len() >= shape.weight_len(), "weight {} for {shape:?}", weight.len());
+    assert!(bias.is_none_or(|bias| bias.len() >= shape.outputs as usize), "bias for {shape:?}");
 }

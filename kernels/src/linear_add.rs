@@ -5,7 +5,11 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::product::{self, LINEAR_ADD};
 use crate::shape::{LinearShape, groups};
+
+/// Inputs from which on three blocks a tile are faster than one, however few the rows.
+const LONG_SUM: usize = 1024;
 
 /// y += x · weightᵀ + bias; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`. I is a multiple of four. For few rows.
 ///
@@ -20,6 +24,55 @@ pub fn linear_add<E: Element>(
     shape: LinearShape,
 ) -> Result<()> {
     const WARPS: usize = 4;
+    check_lengths(y, x, weight, bias, shape);
+    assert!(shape.inputs.is_multiple_of(4), "rows of {} are not aligned", shape.inputs);
+    let entry = E::pick(Entry::linear_add_f32, Entry::linear_add_bf16);
+    let launch = Launch::new([groups(shape.outputs as usize, WARPS), shape.rows, 1], WARPS as u32 * 32);
+    let (y, x, weight, bias) = (y.address(), x.address(), weight.address(), bias.address());
+    // SAFETY: linear_add_*(float *y, const T *x, const T *weight, const T *bias, LinearShape); one warp an output inside the shape, rows
+    // aligned to four elements as asserted, lengths as above; the caller owns all buffers.
+    unsafe { device.launch(entry, launch, arguments![y, x, weight, bias, shape]) }
+}
+
+/// The same through tensor cores, for many rows and shapes for which [`crate::tensor_cores`] holds.
+///
+/// # Errors
+/// The driver's.
+pub fn linear_add_many<E: Element>(
+    device: &Device,
+    y: &mut Buffer<f32>,
+    x: &Buffer<E>,
+    weight: &Buffer<E>,
+    bias: &Buffer<E>,
+    shape: LinearShape,
+) -> Result<()> {
+    let (rows, inputs, outputs) = (shape.rows as usize, shape.inputs as usize, shape.outputs as usize);
+    assert!(product::tensor_cores::<E>(device, inputs, outputs), "{shape:?} is not for tensor cores");
+    check_lengths(y, x, weight, bias, shape);
+    let (y, bias) = (y.address(), bias.address());
+    if product::wide(device, rows, inputs >= LONG_SUM) {
+        let launch = LINEAR_ADD.launch(rows, outputs, 1);
+        let x = LINEAR_ADD.input(x, rows, inputs)?;
+        let weight = LINEAR_ADD.weight(weight, outputs, inputs)?;
+        // SAFETY: linear_add_wgmma_bf16(TensorMap x, TensorMap weight, float *y, const bf16 *bias, LinearShape); the maps end where the
+        // matrices do, loads and stores of y are inside the shape, lengths as above; the caller owns all
+        // buffers.
+        return unsafe { device.launch(LINEAR_ADD.entry, launch, arguments![x, weight, y, bias, shape]) };
+    }
+    let launch = product::mma_launch(rows, outputs, 1);
+    let (x, weight) = (x.address(), weight.address());
+    // SAFETY: linear_add_mma_bf16(float *y, const bf16 *x, const bf16 *weight, const bf16 *bias, LinearShape); nothing outside the shape is
+    // read or written and rows are whole 16 bytes, lengths as above; the caller owns all buffers.
+    unsafe { device.launch(Entry::linear_add_mma_bf16, launch, arguments![y, x, weight, bias, shape]) }
+}
+
+fn check_lengths<E: Element>(
+    y: &Buffer<f32>,
+    x: &Buffer<E>,
+    weight: &Buffer<E>,
+    bias: &Buffer<E>,
+    shape: LinearShape,
+) {
     assert!(
         y.len() >= shape.y_len() && x.len() >= shape.x_len(),
         "y {}, x {} for {shape:?}",
@@ -30,11 +83,4 @@ pub fn linear_add<E: Element>(
         weight.len() >= shape.weight_len() && bias.len() >= shape.outputs as usize,
         "weight, bias for {shape:?}"
     );
-    assert!(shape.inputs.is_multiple_of(4), "rows of {} are not aligned", shape.inputs);
-    let entry = E::pick(Entry::linear_add_f32, Entry::linear_add_bf16);
-    let launch = Launch::new([groups(shape.outputs as usize, WARPS), shape.rows, 1], WARPS as u32 * 32);
-    let (y, x, weight, bias) = (y.address(), x.address(), weight.address(), bias.address());
-    // SAFETY: linear_add_*(float *y, const T *x, const T *weight, const T *bias, LinearShape); one warp an output inside the shape, rows
-    // aligned to four elements as asserted, lengths as above; the caller owns all buffers.
-    unsafe { device.launch(entry, launch, arguments![y, x, weight, bias, shape]) }
 }

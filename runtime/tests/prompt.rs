@@ -45,6 +45,19 @@ fn greedy_repeats_whatever_the_seed() {
     assert_eq!(greedy, text(&["--top-k", "1", "--seed", "4"]));
 }
 
+/// Without this, a path could go its own way.
+#[test]
+fn every_path_writes_the_same_text() {
+    let dir = TinyModel::new().write();
+    let text =
+        |path| text(prompt(dir.path(), &["ab", "--seed", "5", "--max-new-tokens", "40", "--path", path]));
+    let fastest = text("fastest");
+    assert_eq!(fastest.chars().count(), 40);
+    assert_eq!(fastest, text("steps"));
+    assert_eq!(fastest, text("plain"));
+    fails(prompt(dir.path(), &["ab", "--path", "fast"]), 2, &["--path", "fastest"]);
+}
+
 /// Without this, generation could stop, fail or change where the context ends.
 #[test]
 fn text_goes_on_past_the_context() {

@@ -8,6 +8,7 @@ mod modules;
 pub mod plants;
 mod steady;
 mod subject;
+mod tensor;
 pub mod threads;
 mod verbs;
 
@@ -108,6 +109,7 @@ pub fn all() -> Vec<Scenario> {
     let mut table = Table::new();
     verbs::list(&mut table);
     launchers::list(&mut table);
+    tensor::list(&mut table);
     modules::list(&mut table);
     model::list(&mut table);
     decoder::list(&mut table);

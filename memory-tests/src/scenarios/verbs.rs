@@ -34,6 +34,7 @@ struct Operands<B: Backend> {
     matrix: B::Weight,
     bias: B::Weight,
     norm: Norm<B>,
+    odd_norm: Norm<B>,
     outbox: B::Outbox,
 }
 
@@ -55,6 +56,7 @@ impl<B: Backend> Operands<B> {
             matrix,
             bias,
             norm: Norm::load(b, &weights(), "norm", CHANNELS, 1e-5)?,
+            odd_norm: Norm::load(b, &weights(), "odd_norm", CHANNELS - 1, 1e-5)?,
             outbox: b.outbox(OUTBOX_ROWS, 1)?,
         })
     }
@@ -66,6 +68,8 @@ fn attention_shape(rows: usize) -> AttentionShape {
 }
 
 /// A verb called on `rows` rows of the operands.
+///
+/// `layernorm` and `linear` come in rows that are whole vectors, and in rows that are not: other kernels take those.
 type Call<B> = fn(&mut B, &mut Operands<B>, rows: usize) -> Result<()>;
 
 fn embedding<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
@@ -74,12 +78,14 @@ fn embedding<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<
 }
 
 fn layernorm<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
-    b.layernorm(&mut o.y, &o.wide, &o.norm, Rows::all(rows), CHANNELS)
+    b.layernorm(&mut o.y, &o.wide, &o.norm, Rows::all(rows), CHANNELS)?;
+    b.layernorm(&mut o.y, &o.wide, &o.odd_norm, Rows::all(rows), CHANNELS - 1)
 }
 
 fn linear<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
     let shape = LinearShape { rows, inputs: CHANNELS, outputs: WIDTH };
-    b.linear(&mut o.y, &o.x, &o.matrix, Some(&o.bias), shape)
+    b.linear(&mut o.y, &o.x, &o.matrix, Some(&o.bias), shape)?;
+    b.linear(&mut o.y, &o.x, &o.table, None, LinearShape { outputs: VOCAB, ..shape })
 }
 
 fn logits<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
@@ -116,13 +122,13 @@ fn sample<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()>
 fn verbs<B: Backend>() -> [(&'static str, &'static [&'static str], Call<B>); 9] {
     [
         ("embedding", &["embedding"], embedding),
-        ("layernorm", &["layernorm"], layernorm),
-        ("linear", &["linear_warp", "linear_tile"], linear),
+        ("layernorm", &["layernorm", "layernorm_row"], layernorm),
+        ("linear", &["linear_warp", "linear_tile", "linear_mma"], linear),
         ("logits", &["logits_warp", "logits_tile"], logits),
         ("gelu", &["gelu"], gelu),
         ("add", &["add"], add),
         ("append", &["append"], append),
-        ("attention", &["attention"], attention),
+        ("attention", &["attention", "attention_mma"], attention),
         ("sample", &["sample"], sample),
     ]
 }

@@ -31,6 +31,9 @@ SHAPES = {
     "prefill_one_head": Shape(batch=2, heads=1, head_width=33, time=19),
     "prefill_many_heads": Shape(batch=3, heads=9, head_width=7, time=13),
     "full_context": Shape(batch=1, heads=2, head_width=7, time=256),
+    # Several tiles of keys, and a last one that is not full: heads of one width of tensor cores, and of more than one.
+    "prefill_long": Shape(batch=1, heads=1, head_width=64, time=71, past=230),
+    "prefill_wide_heads": Shape(batch=1, heads=1, head_width=104, time=37, past=5),
     "one_token": Shape(batch=17, heads=5, head_width=7, time=1),
     "chunk_after_past": Shape(batch=2, heads=3, head_width=64, time=9, past=14),
     "decode": Shape(batch=16, heads=5, head_width=7, time=1, past=12),

@@ -17,6 +17,11 @@ SMALL = Config(
     vocab_size=41, max_position_embeddings=13, hidden_size=20, num_attention_heads=4, intermediate_size=51,
     num_hidden_layers=2, layer_norm_eps=1e-2,
 )
+# Whole vectors, and a head as wide as warpgroup products take: with BATCH chunks of 67 tokens, enough rows for every kernel of long passes.
+WHOLE = Config(
+    vocab_size=41, max_position_embeddings=83, hidden_size=64, num_attention_heads=1, intermediate_size=136,
+    num_hidden_layers=1, layer_norm_eps=1e-2,
+)
 BATCH = 3
 # name: chunks of T; 13 is the full context.
 RANDOM = {
@@ -28,10 +33,12 @@ RANDOM = {
 def cases() -> Iterator[CaseWriter]:
     for dtype in DTYPES:
         for name, chunks in RANDOM.items():
-            yield random_model(name, dtype, chunks)
+            yield random_model(name, dtype, chunks, SMALL, all_taps(SMALL.num_hidden_layers))
+    yield random_model("long_chunks", "bf16", [9, 67], WHOLE, ["logits"])
     yield trained_model("trained_full_context", "f32", SMALL_MODEL, [256])
     yield trained_model("trained_decode", "f32", SMALL_MODEL, [61, *[1] * 6])
     yield trained_model("trained", "bf16", LARGE_MODEL, [131])
+    yield trained_model("trained_window", "bf16", LARGE_MODEL, [1, 255])
 
 
 def all_taps(layers: int) -> list[str]:
@@ -40,16 +47,17 @@ def all_taps(layers: int) -> list[str]:
     return ["embedding", *inner, "final_norm", "logits"]
 
 
-def random_model(name: str, dtype: str, chunks: list[int]) -> CaseWriter:
-    config = dataclasses.asdict(SMALL) | {"dtype": {"f32": "float32", "bf16": "bfloat16"}[dtype]}
+def random_model(name: str, dtype: str, chunks: list[int], dims: Config, taps: list[str]) -> CaseWriter:
+    """A model of random weights in chunks; where the taps are not all there are, they would be large."""
+    config = dataclasses.asdict(dims) | {"dtype": {"f32": "float32", "bf16": "bfloat16"}[dtype]}
     writer, draw = new_case("gpt", name, dtype, config | {"chunks": chunks})
-    model = fill(Gpt(SMALL), draw, dtype)
-    tokens = draw.tokens(SMALL.vocab_size, BATCH, sum(chunks))
+    model = fill(Gpt(dims), draw, dtype)
+    tokens = draw.tokens(dims.vocab_size, BATCH, sum(chunks))
     writer.input("tokens", tokens)
     for parameter, tensor in model.state_dict().items():
         writer.parameter(parameter, tensor)
-    taps = all_taps(SMALL.num_hidden_layers)
-    return record_module(writer, model, dict(zip(taps, taps)), feed(tokens, chunks))
+    whole = taps == all_taps(dims.num_hidden_layers)
+    return record_module(writer, model, dict(zip(taps, taps)), feed(tokens, chunks), injected=whole)
 
 
 def trained_model(name: str, dtype: str, folder: str, chunks: list[int]) -> CaseWriter:

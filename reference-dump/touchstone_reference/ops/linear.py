@@ -15,6 +15,7 @@ SHAPES = {
     "long_sum": ((17,), 1031, 23, True),
     "many_outputs": ((9,), 7, 1031, True),
     "many_rows": ((3, 23), 67, 97, True),
+    "whole_vectors": ((2, 20), 72, 56, True),
     "one_row": ((1, 1), 387, 66, True),
     "one_row_no_bias": ((1,), 129, 131, False),
     "one_output": ((131,), 64, 1, True),

@@ -16,12 +16,69 @@ use crate::weights::Tensor;
 
 /// The longest pass, in rows, that the fused kernels serve.
 const FUSED_ROWS_MAX: usize = 32;
+/// More rows than these, and values in them from so many on, go through tensor cores where there are: the fused kernels read each weight
+/// once a row.
+const TENSOR_ROWS_ABOVE: usize = 8;
+const TENSOR_VALUES_MIN: usize = 2560;
 
 impl<E: Element> Cuda<E> {
     /// Whether a pass of `rows` rows of `channels` goes through the fused kernels.
     fn fuses(&self, rows: usize, channels: usize, width: usize) -> bool {
         let aligned = channels.is_multiple_of(4) && width.is_multiple_of(4);
         !self.taps.plain() && rows <= FUSED_ROWS_MAX && aligned && channels <= kernels::ROW_MAX
+    }
+
+    /// Whether a pass of `rows` rows of `channels`, `width` inside, goes through tensor cores.
+    fn tensor_cores(&self, rows: usize, channels: usize, width: usize) -> bool {
+        let many = rows > FUSED_ROWS_MAX || rows > TENSOR_ROWS_ABOVE && rows * channels >= TENSOR_VALUES_MIN;
+        !self.taps.plain() && many && kernels::tensor_cores::<E>(&self.device, channels, width)
+    }
+
+    /// [`Backend::attention_sublayer`] for many rows: four launches, of which the projections append to the cache and the last adds to x.
+    fn attention_tensor(
+        &mut self,
+        x: &mut Buffer<f32>,
+        sublayer: &AttentionSublayer<Self>,
+        cache: &mut LayerCache<Self>,
+        s: &mut Scratch<Self>,
+        cursor: &Buffer<u32>,
+        shape: AttentionShape,
+    ) -> Result<()> {
+        let (rows, channels, attention) = (shape.step.rows(), shape.channels(), &sublayer.attention);
+        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), channels)?;
+        let LayerCache { keys, values } = cache;
+        let projections = [&attention.q, &attention.k, &attention.v];
+        kernels::qkv(
+            &self.device,
+            &mut s.q,
+            keys,
+            values,
+            &s.normed,
+            projections,
+            cursor,
+            cache_shape(shape),
+        )?;
+        self.attention(&mut s.core, &s.q, keys, values, cursor, shape)?;
+        let square = linear_shape(LinearShape { rows, inputs: channels, outputs: channels });
+        Ok(kernels::linear_add_many(&self.device, x, &s.core, &attention.out, &attention.out_bias, square)?)
+    }
+
+    /// [`Backend::mlp_sublayer`] for many rows: three launches, of which the second ends with the activation and the last adds to x.
+    fn mlp_tensor(
+        &mut self,
+        x: &mut Buffer<f32>,
+        sublayer: &MlpSublayer<Self>,
+        s: &mut Scratch<Self>,
+        rows: usize,
+    ) -> Result<()> {
+        let mlp = &sublayer.mlp;
+        let (up, down) = (
+            LinearShape { rows, inputs: mlp.channels, outputs: mlp.width },
+            LinearShape { rows, inputs: mlp.width, outputs: mlp.channels },
+        );
+        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), mlp.channels)?;
+        kernels::linear_gelu(&self.device, &mut s.gelu, &s.normed, &mlp.up, &mlp.up_bias, linear_shape(up))?;
+        Ok(kernels::linear_add_many(&self.device, x, &s.gelu, &mlp.down, &mlp.down_bias, linear_shape(down))?)
     }
 }
 
@@ -269,6 +326,9 @@ impl<E: Element> Backend for Cuda<E> {
         shape: AttentionShape,
     ) -> Result<()> {
         let (rows, channels) = (shape.step.rows(), shape.channels());
+        if shape.head_size.is_multiple_of(8) && self.tensor_cores(rows, channels, channels) {
+            return self.attention_tensor(x, sublayer, cache, s, cursor, shape);
+        }
         if !self.fuses(rows, channels, channels) {
             return sublayer.compose(self, x, cache, s, cursor, shape);
         }
@@ -296,6 +356,9 @@ impl<E: Element> Backend for Cuda<E> {
         rows: usize,
     ) -> Result<()> {
         let (norm, mlp) = (&sublayer.norm, &sublayer.mlp);
+        if self.tensor_cores(rows, mlp.channels, mlp.width) {
+            return self.mlp_tensor(x, sublayer, s, rows);
+        }
         if !self.fuses(rows, mlp.channels, mlp.width) {
             return sublayer.compose(self, x, s, rows);
         }
