@@ -69,21 +69,28 @@ const MACHINES: &[(&str, usize, usize)] = &[
     ("sm_120a", 170, 101_376),
 ];
 
-/// The same for the kernel over the whole GPU.
+/// The same for the kernel over the whole GPU: a model that every generation has room for, and on Hopper smaller and larger ones.
 fn grids_compile() -> Result<(), Failed> {
     let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    let narrow = ModelShape { channels: 128, heads: 4, width: 128, layers: 2, context: 41, vocab: 37 };
+    let small = ModelShape { channels: 384, heads: 6, width: 1536, layers: 6, context: 256, vocab: 65 };
+    let long = ModelShape { heads: 12, context: 1024, vocab: 50257, ..wide };
+    let largest = ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, ..long };
     for (arch, blocks, shared_bytes) in MACHINES {
-        for element_bytes in [2, 4] {
-            let layout = GridLayout::new(wide, element_bytes, *blocks, *shared_bytes);
-            // A ring of float32 does not fit into the least shared memory there is.
-            let Some(layout) = layout else {
-                if (*arch, element_bytes) == ("sm_120a", 4) {
+        let hopper = arch.starts_with("sm_90");
+        let shapes: &[ModelShape] = if hopper { &[wide, narrow, small, long, largest] } else { &[wide] };
+        for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
+            let layout = GridLayout::new(shape, element_bytes, *blocks, *shared_bytes);
+            // In float32, neither the largest nor the least shared memory leaves room for a ring.
+            let refused = element_bytes == 4 && (shape == largest || *arch == "sm_120a");
+            let Some(layout) = layout.filter(|_| !refused) else {
+                if layout.is_none() && refused {
                     continue;
-                } else {
-                    return Err("no layout".into());
                 }
+                return Err(format!("{arch}: {shape:?} of {element_bytes} bytes: {layout:?}").into());
             };
-            compile_decoder(arch, &layout.unit(), element_bytes, &[DecoderEntry::decode_grid])?;
+            compile_decoder(arch, &layout.unit(), element_bytes, &[DecoderEntry::decode_grid])
+                .map_err(|error| format!("{shape:?}: {error}"))?;
         }
     }
     Ok(())

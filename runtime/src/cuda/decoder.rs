@@ -57,10 +57,10 @@ impl<E: Element> Cuda<E> {
             vocab: config.vocab_size,
         };
         let cluster = ClusterLayout::new(shape, size_of::<E>()).filter(|_| !self.taps.grid());
-        if let Some(layout) = cluster {
-            if let Some(kernels) = ClusterKernels::load(self.device(), layout)? {
-                return Ok(Some(DecoderKernels::Cluster(kernels)));
-            }
+        if let Some(layout) = cluster
+            && let Some(kernels) = ClusterKernels::load(self.device(), layout)?
+        {
+            return Ok(Some(DecoderKernels::Cluster(kernels)));
         }
         let info = self.device().info();
         let (blocks, shared_bytes) = (info.multiprocessors as usize, info.shared_bytes_max);
