@@ -59,14 +59,6 @@ __device__ inline float unpack(const uint4 &v, u32 i) {
     }
     return __uint_as_float(i == 0 ? v.x : i == 1 ? v.y : v.z);
 }
-// Two float32 as two bfloat16, rounded as from_float does.
-__device__ inline u32 pack(float low, float high) {
-    u32 pair = 0;
-#if __CUDA_ARCH__ >= 800
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#endif
-    return pair;
-}
 // What a pair leaves of the values it was made from.
 __device__ inline u32 pack_rest(float low, float high, u32 pair) {
     return pack(low - __uint_as_float(pair << 16), high - __uint_as_float(pair & 0xffff0000u));
