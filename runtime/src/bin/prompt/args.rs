@@ -34,8 +34,8 @@ pub struct Args {
     /// Working precision; auto is the one the weights are stored in. The CPU computes in f32
     #[arg(long, default_value = "auto", env = "TOUCHSTONE_DTYPE")]
     pub dtype: DtypeChoice,
-    /// How to run the model: as fast as the device can, step by step by fused kernels, or by plain ones, one an op. The text is the
-    /// same
+    /// How to run the model: as fast as the device can, over all of it, step by step by fused kernels, or by plain ones. The text is
+    /// the same but for rounding
     #[arg(long, value_name = "PATH", default_value = "fastest", env = "TOUCHSTONE_PATH")]
     pub path: Path,
     /// Threads that share the CPU's work [default: one a processor]
