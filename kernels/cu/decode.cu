@@ -7,7 +7,7 @@
 // the receivers merge the S results.
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
 // Grid: one cluster of N blocks, each of 8 warps that compute and one that fills the window. Needs sm_90. Deterministic.
-// Launcher: src/decoder/mod.rs.
+// Launcher: src/decoder/cluster.rs.
 #include "decode_keys.cuh"
 #include "decode_window.cuh"
 

@@ -1,4 +1,4 @@
-// Packs a layer's weights into the blocks' streams for decode.cu, and makes the constants that follow from them. Launcher: src/decoder/mod.rs.
+// Packs a layer's weights into the blocks' streams for decode.cu, and makes the constants that follow from them. Launcher: src/decoder/cluster.rs.
 #include "decode_window.cuh"
 
 struct LayerWeights {
