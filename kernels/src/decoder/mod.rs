@@ -14,7 +14,7 @@ pub use grid::{GridDecoder, GridKernels};
 pub use grid_layout::GridLayout;
 
 use crate::buffer::Buffer;
-use crate::device::Module;
+use crate::context::Module;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;

@@ -34,6 +34,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Some(dir) => dir.clone(),
         None => locate::default_model()?,
     };
+    let _awake = args.device.warm_up();
     let checkpoint = Checkpoint::open(&dir)?;
     let config = checkpoint.config();
     let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"), config.vocab_size)?;
