@@ -114,7 +114,8 @@ impl<D: Device> Bench<'_, D> {
                 generator.generate(&request, |_| ControlFlow::Continue(())).map(drop)
             })?;
             let row = Row::new(Measure::Prefill, format!("{length} tokens"), "us a prompt", &times, 1);
-            rows.push(row.tokens(length).flops(pass_flops(&self.subject.config, length)));
+            let row = row.tokens(length).flops(pass_flops(&self.subject.config, length));
+            rows.push(Row { prompt: Some(length), ..row });
         }
         Ok(rows)
     }
