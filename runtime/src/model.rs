@@ -132,6 +132,15 @@ impl<B: Backend> Model<B> {
         self.decoder.is_some() && b.taps().at_once()
     }
 
+    /// Lets the next decode step run `tokens: [B]` in place of those sampled last.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn replace_tokens(&mut self, b: &mut B, tokens: &[u32]) -> Result<()> {
+        assert_eq!(tokens.len(), self.capacity.batch, "one token a sequence");
+        b.write_ids(&mut self.state.tokens, tokens)
+    }
+
     /// `steps` tokens more for each sequence: each step runs the tokens sampled last, at their place, and samples the next. A backend
     /// may run them at once, or replay what it recorded at the first call.
     ///
