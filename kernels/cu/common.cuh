@@ -99,8 +99,15 @@ __device__ inline void release_next() {
 #endif
 }
 
-// Written back by every launcher's twin in Rust: `past` cached positions, `step` tokens sampled so far.
+// Where a sequence stands; there is one for each sequence of the batch. `past` cached positions, `step` tokens sampled so far, `length`
+// positions of this pass that are the sequence's own, the first ones: what is behind them is padding, computed and never looked at.
+// Changed at the end of a pass only.
 struct Cursor {
-    u32 past;
-    u32 step;
+    u32 past, step, length;
 };
+static_assert(sizeof(Cursor) == 12, "cursors are written from Rust");
+
+// The row of [B, T] that row `row` of an output is made from: the same, or with cursors the last that sequence `row` has of its own.
+__device__ inline u32 source_row(const Cursor *cursor, u32 time, u32 row) {
+    return cursor == nullptr ? row : row * time + cursor[row].length - 1;
+}

@@ -65,5 +65,5 @@ pub use probe::{Finding, GpuInfo, Probe, probe};
 pub use product::tensor_cores;
 pub use qkv::qkv;
 pub use sample::sample;
-pub use shape::{CacheShape, LinearShape, NormShape, ROW_MAX};
+pub use shape::{CURSOR_LEN, CacheShape, LinearShape, NormShape, ROW_MAX};
 pub use warm_up::WarmUp;
