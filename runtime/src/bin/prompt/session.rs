@@ -217,7 +217,7 @@ impl<D: Device> Speaker<'_, '_, D> {
         let max_new_tokens = self.args.max_new_tokens as usize;
         let request = Request { prompt: &question.tokens, max_new_tokens, sampling };
         let wait = began.elapsed();
-        let timings = self.generator.generate(&request, |row| voice.token(row[0]))?;
+        let timings = self.generator.generate(&[request], |_, token| voice.token(token))?;
         Ok((voice.finish()?, timings, wait))
     }
 
