@@ -306,6 +306,9 @@ pub trait Backend: Sized {
         body: impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()>;
 
+    /// Steps that [`Backend::decode`] should be asked for at most, so that a generation that is broken off ends soon.
+    fn decode_stride(decoder: &Self::Decoder) -> usize;
+
     /// `steps` decode steps of one sequence: embedding, every block, head and sampling, the same results as the verbs' within rounding. The
     /// steps fit into the context and the outbox. Only called with what [`Backend::decoder`] made.
     fn decode(

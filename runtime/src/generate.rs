@@ -233,8 +233,10 @@ impl<'a, B: Backend> Generator<'a, B> {
 
     /// Brings the tokens that the cache can serve, keeping decode steps under way, and says how many steps that took.
     fn decode(&mut self, on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>) -> Result<usize> {
-        // One piece of work needs no look-ahead: the device goes on by itself.
-        let at_once = self.model.decodes_at_once(self.backend);
+        // Of long pieces of work, one is done while the next waits.
+        let at_once = self.model.decode_stride(self.backend);
+        let (stride, ahead) =
+            at_once.map_or((BURST, self.lookahead), |stride| (stride, stride.saturating_mul(2)));
         let (mut decoded, mut issued) = (0, 0);
         loop {
             // A sequence that ends early may leave less to do than was issued: the next window's rewind drops the rest.
@@ -243,7 +245,6 @@ impl<'a, B: Backend> Generator<'a, B> {
                 return Ok(decoded);
             }
             let count = decoded + left;
-            let (stride, ahead) = if at_once { (count, count) } else { (BURST, self.lookahead) };
             // Two rounds a token until the look-ahead is reached: the first token shown does not wait for a whole queue.
             for _ in 0..2 {
                 let steps = stride.min(count.saturating_sub(issued)).min(ahead);

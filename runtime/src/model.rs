@@ -33,6 +33,8 @@ struct State<B: Backend> {
     outbox: B::Outbox,
     /// Of one decode step, and of [`BURST`].
     recordings: [B::Recording; 2],
+    /// The size T of the last pass, and its recording where there is one.
+    window: (usize, B::Recording),
     /// What `cursor` holds, or will where it is not `written`.
     places: Vec<[u32; CURSOR_LEN]>,
     /// Whether `cursor` holds what `places` does.
@@ -120,7 +122,7 @@ impl<B: Backend> Model<B> {
         }
         b.write_ids(&mut self.state.tokens, tokens)?;
         self.state.write_cursor(b)?;
-        self.pass(b, step)
+        self.repeated_pass(b, step)
     }
 
     /// Moves the cursors past the positions just run, without sampling.
@@ -150,10 +152,10 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Whether [`Model::decode`] runs any number of steps as one piece of work.
+    /// Whether [`Model::decode`] runs many steps as one piece of work, and how many it should be asked for at most.
     #[must_use]
-    pub fn decodes_at_once(&self, b: &mut B) -> bool {
-        self.decoder.is_some() && b.taps().at_once()
+    pub fn decode_stride(&self, b: &mut B) -> Option<usize> {
+        self.decoder.as_ref().filter(|_| b.taps().at_once()).map(B::decode_stride)
     }
 
     /// Lets the next decode step run `tokens: [B]` in place of those sampled last.
@@ -178,7 +180,7 @@ impl<B: Backend> Model<B> {
             return Err(Error::ContextFull { needed, context });
         }
         self.state.write_cursor(b)?;
-        if self.decodes_at_once(b) {
+        if self.decode_stride(b).is_some() {
             return self.run_decoder(b, steps);
         }
         for _ in 0..steps / BURST {
@@ -215,6 +217,18 @@ impl<B: Backend> Model<B> {
         result?;
         self.state.count(steps);
         Ok(())
+    }
+
+    /// The pass over `state.tokens`, recorded where it is of the same size as the one before: windows that slide are, and prompts often.
+    fn repeated_pass(&mut self, b: &mut B, step: Step) -> Result<()> {
+        let (time, mut recording) = std::mem::take(&mut self.state.window);
+        if time != step.time {
+            self.state.window.0 = step.time;
+            return self.pass(b, step);
+        }
+        let result = b.repeat(&mut recording, |b| self.pass(b, step));
+        self.state.window = (time, recording);
+        result
     }
 
     /// Waits for the oldest row of sampled tokens and appends it to `tokens`.
@@ -293,6 +307,7 @@ impl<B: Backend> State<B> {
             logits: b.wide(&logits)?,
             outbox: b.outbox(plan::outbox_slots(config, capacity), capacity.batch)?,
             recordings: Default::default(),
+            window: Default::default(),
             places: vec![[0, 0, 1]; capacity.batch],
             written: false,
             outstanding: 0,

@@ -244,6 +244,10 @@ impl Backend for Twin {
         body(self)
     }
 
+    fn decode_stride(decoder: &Self::Decoder) -> usize {
+        match *decoder {}
+    }
+
     fn decode(
         &mut self,
         decoder: &mut Self::Decoder,

@@ -55,6 +55,16 @@ pub enum Decoder<E: Element> {
 }
 
 impl<E: Element> Decoder<E> {
+    /// Steps that a launch should have at most, since nothing stops it: a cluster needs milliseconds for a whole context, the models of a
+    /// grid up to seconds.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        match self {
+            Self::Cluster(_) => usize::MAX,
+            Self::Grid(_) => 32,
+        }
+    }
+
     /// Runs `steps` decode steps. Allocates nothing. The context must have room for them.
     ///
     /// # Errors

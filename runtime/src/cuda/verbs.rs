@@ -307,6 +307,10 @@ impl<E: Element> Backend for Cuda<E> {
         Ok(graph.launch()?)
     }
 
+    fn decode_stride(decoder: &kernels::Decoder<E>) -> usize {
+        decoder.stride()
+    }
+
     fn decode(
         &mut self,
         decoder: &mut kernels::Decoder<E>,
