@@ -5,19 +5,21 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::{Element, Plain};
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::rows::Rows;
 use crate::shape::{NormShape, ROW_MAX, groups};
 
 /// As the device code takes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct NormLinearShape {
+    rows: u32,
     first: u32,
     step: u32,
     inputs: u32,
     outputs: u32,
     eps: f32,
 }
-const _: () = assert!(size_of::<NormLinearShape>() == 20);
+const _: () = assert!(size_of::<NormLinearShape>() == 24);
 
 /// y = gelu(layernorm(x) · weightᵀ + bias); `y: [count, O]`, `x: [R, I]`, `norm: ([I], [I])` weight and bias, `weight: [O, I]`, `bias: [O]`.
 /// I is a multiple of four and at most [`ROW_MAX`]. For few rows.
@@ -34,8 +36,9 @@ pub fn norm_gelu<E: Element>(
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
-    let entry = E::pick(Entry::norm_gelu_f32, Entry::norm_gelu_bf16);
-    norm_linear(device, entry, y, x, norm, weight, Some(bias), rows, outputs)
+    let warp = E::pick(Entry::norm_gelu_f32, Entry::norm_gelu_bf16);
+    let tile = E::pick(Entry::norm_gelu_rows_f32, Entry::norm_gelu_rows_bf16);
+    norm_linear(device, (warp, tile), y, x, norm, weight, Some(bias), rows, outputs)
 }
 
 /// y = layernorm(x) · weightᵀ in float32; operands as in [`norm_gelu`], without bias.
@@ -51,25 +54,25 @@ pub fn norm_logits<E: Element>(
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
-    let entry = E::pick(Entry::norm_logits_f32, Entry::norm_logits_bf16);
-    norm_linear(device, entry, y, x, norm, weight, None, rows, outputs)
+    let warp = E::pick(Entry::norm_logits_f32, Entry::norm_logits_bf16);
+    let tile = E::pick(Entry::norm_logits_rows_f32, Entry::norm_logits_rows_bf16);
+    norm_linear(device, (warp, tile), y, x, norm, weight, None, rows, outputs)
 }
 
 fn norm_linear<Y: Plain, E: Element>(
     device: &Device,
-    entry: Entry,
+    (warp, tile): (Entry, Entry),
     y: &mut Buffer<Y>,
     x: &Buffer<f32>,
     (norm_weight, norm_bias): (&Buffer<E>, &Buffer<E>),
     weight: &Buffer<E>,
     bias: Option<&Buffer<E>>,
-    rows: NormShape,
+    shape: NormShape,
     outputs: usize,
 ) -> Result<()> {
-    let inputs = rows.columns as usize;
-    assert!(inputs.is_multiple_of(4) && inputs <= ROW_MAX, "rows of {inputs} do not fit a warp");
+    let inputs = shape.columns as usize;
     assert!(
-        y.len() >= rows.count as usize * outputs && x.len() >= rows.x_len(),
+        y.len() >= shape.count as usize * outputs && x.len() >= shape.x_len(),
         "y {}, x {}",
         y.len(),
         x.len()
@@ -77,11 +80,16 @@ fn norm_linear<Y: Plain, E: Element>(
     assert!(norm_weight.len() >= inputs && norm_bias.len() >= inputs, "norm for rows of {inputs}");
     assert!(weight.len() >= outputs * inputs, "weight {} for {outputs} × {inputs}", weight.len());
     assert!(bias.is_none_or(|bias| bias.len() >= outputs), "bias for {outputs}");
-    // Each warp normalises the row once and then walks the outputs: a few rounds of blocks are enough to fill the GPU.
-    let blocks = groups(outputs, 8).min(4 * device.info().multiprocessors);
-    let launch = Launch::new([blocks, rows.count, 1], 256);
-    let (first, step, eps) = (rows.first, rows.step, rows.eps);
-    let shape = NormLinearShape { first, step, inputs: rows.columns, outputs: outputs as u32, eps };
+    let (entry, launch) = if let Some(launch) = Rows::Normed.launch::<E>(device, shape.count, inputs, outputs) {
+        (tile, launch)
+    } else {
+        assert!(inputs.is_multiple_of(4) && inputs <= ROW_MAX, "rows of {inputs} do not fit a warp");
+        // Each warp normalises the row once and then walks the outputs: a few rounds of blocks are enough to fill the GPU.
+        let blocks = groups(outputs, 8).min(4 * device.info().multiprocessors);
+        (warp, Launch::new([blocks, shape.count, 1], 256))
+    };
+    let NormShape { count: rows, first, step, columns, eps } = shape;
+    let shape = NormLinearShape { rows, first, step, inputs: columns, outputs: outputs as u32, eps };
     let bias = bias.map_or(0, Buffer::address);
     let (y, x, weight) = (y.address(), x.address(), weight.address());
     let (norm_weight, norm_bias) = (norm_weight.address(), norm_bias.address());
