@@ -1,7 +1,8 @@
 // y += x * weight^T + bias in one launch, for few rows: a linear layer and the residual addition behind it.
 //
-// One warp an output; grid (ceil(O / 4), R), 4 warps a block. y float32. I a multiple of 4. The weight, or its first AHEAD chunks of 128, is
-// read before the previous launch has finished. Deterministic. Launcher: src/linear_add.rs.
+// linear_add_rows: the tiles of rows.cuh, from two rows on. linear_add, for one row and for rows that are not whole 16 bytes: one warp
+// an output; grid (ceil(O / 4), R), 4 warps a block. y float32. I a multiple of 4. The weight, or its first AHEAD chunks of 128, is read
+// before the previous launch has finished. Deterministic. Launcher: src/linear_add.rs.
 #include "linear.cu"
 #include "rows.cuh"
 

@@ -1,7 +1,8 @@
 // A layernorm and the linear layer behind it in one launch, for few rows.
 //
-// norm_gelu: y[r] = gelu(n W^T + bias), n = layernorm(x[first + r step]); norm_logits: y[r] = n W^T, float32, no bias. One warp an
-// output, in strides of the grid; every warp normalises the row for itself. Grid (blocks, R), 8 warps a block. I a multiple of 4, at most
+// norm_gelu: y[r] = gelu(n W^T + bias), n = layernorm(x[first + r step]); norm_logits: y[r] = n W^T, float32, no bias.
+// *_rows: the tiles of rows.cuh, from two rows on. The others, for one row and for rows that are not whole 16 bytes: one warp
+// an output, in strides of the grid; every warp normalises the row for itself. Grid (blocks, R), 8 warps a block. I a multiple of 4, at most
 // ROW_MAX. The first weights are read before the previous launch has finished. Deterministic. Launcher: src/norm_linear.rs.
 #pragma once
 #include "gelu.cu"

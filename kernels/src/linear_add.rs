@@ -28,7 +28,8 @@ pub fn linear_add<E: Element>(
     check_lengths(y, x, weight, bias, shape);
     let (inputs, outputs) = (shape.inputs as usize, shape.outputs as usize);
     assert!(inputs.is_multiple_of(4) && outputs.is_multiple_of(4), "{shape:?} is not aligned");
-    let (entry, launch) = if let Some(launch) = Rows::Stored.launch::<E>(device, shape.rows, inputs, outputs) {
+    let (entry, launch) = if let Some(launch) = Rows::Stored.launch::<E>(device, shape.rows, inputs, outputs)
+    {
         (E::pick(Entry::linear_add_rows_f32, Entry::linear_add_rows_bf16), launch)
     } else {
         let grid = [groups(outputs, WARPS), shape.rows, 1];

@@ -80,7 +80,8 @@ fn norm_linear<Y: Plain, E: Element>(
     assert!(norm_weight.len() >= inputs && norm_bias.len() >= inputs, "norm for rows of {inputs}");
     assert!(weight.len() >= outputs * inputs, "weight {} for {outputs} × {inputs}", weight.len());
     assert!(bias.is_none_or(|bias| bias.len() >= outputs), "bias for {outputs}");
-    let (entry, launch) = if let Some(launch) = Rows::Normed.launch::<E>(device, shape.count, inputs, outputs) {
+    let (entry, launch) = if let Some(launch) = Rows::Normed.launch::<E>(device, shape.count, inputs, outputs)
+    {
         (tile, launch)
     } else {
         assert!(inputs.is_multiple_of(4) && inputs <= ROW_MAX, "rows of {inputs} do not fit a warp");

@@ -58,7 +58,9 @@ pub fn qkv<E: Element>(
         // do, stores are inside [B, T, C] and the cache, positions past P dropped, lengths as above; the caller owns all buffers.
         return unsafe { device.launch(QKV.entry, launch, arguments![x, q, k, v, place, cursor, shape]) };
     }
-    let few = Rows::Stored.launch::<E>(device, rows as u32, channels, 3 * channels).filter(|_| rows <= FEW_ROWS_MAX);
+    let few = Rows::Stored
+        .launch::<E>(device, rows as u32, channels, 3 * channels)
+        .filter(|_| rows <= FEW_ROWS_MAX);
     let (entry, launch) = match few {
         Some(launch) => (Entry::qkv_rows_bf16, launch),
         None => (Entry::qkv_mma_bf16, product::mma_launch(rows, channels, 3)),

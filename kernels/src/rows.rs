@@ -41,14 +41,22 @@ impl Rows {
 
     /// How a product of so many rows is launched: not one row, rows of whole 16 bytes, the largest tile that fits and of which there are enough
     /// to keep the GPU busy. None where the kernels do not take it.
-    pub(crate) fn launch<E: Element>(self, device: &Device, rows: u32, inputs: usize, outputs: usize) -> Option<Launch> {
+    pub(crate) fn launch<E: Element>(
+        self,
+        device: &Device,
+        rows: u32,
+        inputs: usize,
+        outputs: usize,
+    ) -> Option<Launch> {
         let info = device.info();
         let whole = rows > 1 && (inputs * size_of::<E>()).is_multiple_of(16) && info.compute >= (8, 0);
         if !whole || self == Self::Normed && inputs > ROW_MAX {
             return None;
         }
-        let grid = |(tall, wide)| [groups(outputs, TILE_OUTPUTS * wide), groups(rows as usize, TILE_ROWS * tall), 1];
-        let enough = |tile| tile == (1, 1) || grid(tile).iter().product::<u32>() * 3 >= info.multiprocessors * 2;
+        let grid =
+            |(tall, wide)| [groups(outputs, TILE_OUTPUTS * wide), groups(rows as usize, TILE_ROWS * tall), 1];
+        let enough =
+            |tile| tile == (1, 1) || grid(tile).iter().product::<u32>() * 3 >= info.multiprocessors * 2;
         let fits = |tile| self.shared_bytes::<E>(inputs, tile) <= info.shared_bytes_max;
         let tall = self == Self::Stored && rows as usize > TILE_ROWS;
         let tiles: &[(usize, usize)] = match (E::TENSOR_CORES, tall) {
