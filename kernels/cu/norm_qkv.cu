@@ -1,9 +1,9 @@
 // ln1, the three projections and the append to the cache in one launch, for few rows.
 //
 // q[r] = n Wq^T, keys[b, h, past + t] = n Wk^T, values[b, h, past + t] = n Wv^T with n = layernorm(x[r]); positions past P are dropped.
-// norm_qkv_rows: the tiles of rows.cuh, from two rows on. norm_qkv, for one row and for rows that are not
-// whole 16 bytes: one warp an output of 3 C, which normalises the row for itself: cheaper than a hand-over. Grid (ceil(3 C / 8), R), 8 warps a block. C a multiple of 4, at most ROW_MAX.
-// Weights are read before the previous launch has finished. Deterministic. Launcher: src/norm_qkv.rs.
+// norm_qkv_rows: the tiles of rows.cuh, from two rows on. norm_qkv, for one row and for rows that are not whole 16 bytes: one warp an
+// output of 3 C, which normalises the row for itself: cheaper than a hand-over. Grid (ceil(3 C / 8), R), 8 warps a block. C a multiple of 4,
+// at most ROW_MAX. Weights are read before the previous launch has finished. Deterministic. Launcher: src/norm_qkv.rs.
 #pragma once
 #include "append.cu"
 #include "rows.cuh"

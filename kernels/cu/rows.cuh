@@ -2,10 +2,11 @@
 //
 // With few rows a product is the way of its operands to the multiprocessors: the outputs are spread over many small blocks, and what does not
 // depend on the launch before is on its way when that ends. A block of 8 warps makes 16 ROW_TILES rows x 8 COLUMN_TILES outputs. The warps
-// share the inputs: warp w takes slices w, w + 8, … of 128 bytes, which asynchronous copies bring into a ring of SLOTS in shared memory that the
-// warp has to itself, the first weights before the previous launch has finished. bfloat16 goes through tensor cores: a lane takes 16 bytes
-// of its rows, so that within a slice the inputs are summed in an order of their own, the same for both operands. float32 sums on its
-// own, 4 x COLUMN_TILES a lane. The warps' sums meet in shared memory, in the order of the warps; no sum depends on the number of rows, nor on the tile.
+// share the inputs: warp w takes slices w, w + 8, … of 128 bytes, which asynchronous copies bring into a ring of SLOTS in shared memory that
+// the warp has to itself, the first weights before the previous launch has finished. bfloat16 goes through tensor cores: a lane takes 16
+// bytes of its rows, so that within a slice the inputs are summed in an order of their own, the same for both operands. In float32 a lane
+// makes 4 x COLUMN_TILES sums by itself. The warps' sums meet in shared memory, in the order of the warps; no sum depends on the number of
+// rows, nor on the tile.
 //
 // Grid (tiles of outputs, tiles of rows), from which follows COLUMN_TILES. Rows are whole 16 bytes. Deterministic. From Ampere on. How
 // they are launched: src/rows.rs.
