@@ -1,4 +1,4 @@
-// y[b, t, h] = sum over s <= past + t of softmax_s(q[b, t, h] . keys[b, h, s] / sqrt(D)) values[b, h, s].
+// y[b, t, h] = sum over s <= past_b + t of softmax_s(q[b, t, h] . keys[b, h, s] / sqrt(D)) values[b, h, s].
 //
 // Grid (T, H, B), one block of up to ATTENTION_WARPS_MAX warps a query. A row of keys or values is read in pieces of 16 bytes, by LANES lanes
 // with PIECES of them each (missing channels are zero), so that a warp reads WARP / LANES rows at once; it holds GROUP such reads of keys and
@@ -110,7 +110,7 @@ __device__ void attention(T *y, const T *q, const T *keys, const T *values, cons
     u32 warps = blockDim.x / WARP, t = blockIdx.x, h = blockIdx.y, b = blockIdx.z, size = s.head_size, lane = threadIdx.x % WARP;
     u64 place = (u64(b) * s.time + t) * s.heads * size + h * size;
     u64 head = (u64(b) * s.heads + h) * s.context * size;
-    u32 past = cursor->past, first = threadIdx.x / WARP * G::KEYS;
+    u32 past = cursor[b].past, first = threadIdx.x / WARP * G::KEYS;
     Cache<T> cache = {keys + head, values + head, size, min(past, s.context), min(past + t + 1, s.context)};
     Scale scale(size);
     Partial<LEN * PIECES> p;

@@ -1,28 +1,33 @@
 // How a token is picked from a row of logits: greedy, or temperature, top-k, top-p and a draw by counter-based random numbers.
 //
 // Thresholds are found on integers that sort as the floats do, so that ties stay together and no sort is needed. The draw is argmax z - ln(-ln u), u
-// from Philox4x32-10 by (index, step, row): it depends on neither grid nor batch, nor on the logits, so that it is ready before they are.
+// from Philox4x32-10 by (index, step): it depends on neither grid nor batch, nor on the logits, so that it is ready before they are.
 // Deterministic.
 #pragma once
 #include "common.cuh"
 
-// The rule of picking, and the counts shared by the blocks of a launch and by successive launches: rows of tokens issued, blocks finished.
-// It lies in device memory, so that a recorded launch serves any rule. A slot of the outbox is (number of the row of tokens + 1) << 32 | token.
-struct OutboxState {
+// The rule of picking of one row. It lies in device memory, so that a recorded launch serves any rule.
+struct SampleRule {
     u32 top_k, seed_low, seed_high;
     float temperature, top_p;
+};
+
+// The counts shared by the blocks of a launch and by successive launches: rows of tokens issued, blocks finished. Behind them lies a rule for
+// each row. A slot of the outbox is (number of the row of tokens + 1) << 32 | token.
+struct OutboxState {
     u32 issued, finished;
 };
-static_assert(sizeof(OutboxState) == 28, "OutboxState is laid out in Rust");
+static_assert(sizeof(SampleRule) == 20 && sizeof(OutboxState) == 8, "both are laid out in Rust");
 
 // What a block knows of its task.
 struct Sampling {
-    u32 vocab, row, top_k, seed_low, seed_high;
+    u32 vocab, top_k, seed_low, seed_high;
     float temperature, top_p;
 };
 
 __device__ inline Sampling sampling(u32 vocab, u32 row, const OutboxState &state) {
-    return {vocab, row, state.top_k, state.seed_low, state.seed_high, state.temperature, state.top_p};
+    SampleRule rule = reinterpret_cast<const SampleRule *>(&state + 1)[row];
+    return {vocab, rule.top_k, rule.seed_low, rule.seed_high, rule.temperature, rule.top_p};
 }
 
 // A key that orders as the float does; both zeros get one key. NaN sorts below everything.
@@ -119,7 +124,7 @@ __device__ inline Words philox(u32 c0, u32 c1, u32 c2, u32 k0, u32 k1) {
 }
 
 __device__ inline float gumbel(u32 index, u32 step, const Sampling &s) {
-    Words words = philox(index / 4, step, s.row, s.seed_low, s.seed_high);
+    Words words = philox(index / 4, step, 0, s.seed_low, s.seed_high);
     u32 word = index % 4 == 0 ? words.word[0] : index % 4 == 1 ? words.word[1] : index % 4 == 2 ? words.word[2] : words.word[3];
     // u = (word / 256 + 1/2) / 2^24 needs 25 bits near 1, where its logarithm is taken of 1 - u instead.
     float place = float(word >> 8), scale = 5.9604644775390625e-8f, half_way = 8388608.0f;

@@ -71,12 +71,14 @@ template <typename T> struct Stored {
     }
 };
 
-// Activations behind a layernorm, row r of them made from row first + r step of x: each warp normalises two rows in registers and leaves them in
-// shared memory, as T. CHUNKS of 128 columns.
+// Activations behind a layernorm, made from all rows of x, or with cursors from the last of each sequence of `time`: each warp normalises two
+// rows in registers and leaves them in shared memory, as T. CHUNKS of 128 columns.
 template <typename T> struct NormedRows {
     const float *x;
     const T *weight, *bias;
-    u32 rows, inputs, first, step;
+    u32 rows, inputs;
+    const Cursor *cursor;
+    u32 time;
     float eps;
 };
 template <typename T, int CHUNKS> struct Normed : NormedRows<T> {
@@ -86,7 +88,7 @@ template <typename T, int CHUNKS> struct Normed : NormedRows<T> {
     };
     static constexpr u32 PAD_BYTES = sizeof(T) == 4 ? 16 : 64; // spreads the rows that are read at once over the banks
     using R = NormedRows<T>;
-    using R::x, R::weight, R::bias, R::rows, R::inputs, R::first, R::step, R::eps;
+    using R::x, R::weight, R::bias, R::rows, R::inputs, R::cursor, R::time, R::eps;
     float inverse; // 1 / columns
     __device__ Normed(const R &rows) : R(rows), inverse(1.0f / rows.inputs) {}
 
@@ -116,8 +118,8 @@ template <typename T, int CHUNKS> struct Normed : NormedRows<T> {
         float mean[COUNT], shift[COUNT], square[COUNT];
 #pragma unroll
         for (u32 r = 0; r < COUNT; r++) {
-            u32 source = min(row0 + own + r, rows - 1);
-            row[r] = load_row<CHUNKS>(x + u64(first + source * step) * inputs, inputs);
+            u32 source = source_row(cursor, time, min(row0 + own + r, rows - 1));
+            row[r] = load_row<CHUNKS>(x + u64(source) * inputs, inputs);
         }
 #pragma unroll
         for (u32 r = 0; r < COUNT; r++) {

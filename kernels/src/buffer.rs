@@ -63,10 +63,20 @@ impl<T: Plain> Buffer<T> {
     /// # Errors
     /// The driver's.
     pub fn write(&mut self, values: &[T]) -> Result<()> {
-        assert!(values.len() <= self.len, "{} values for a buffer of {}", values.len(), self.len);
+        self.write_from(0, values)
+    }
+
+    /// Copies `values` to the elements from `first` on.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(crate) fn write_from(&mut self, first: usize, values: &[T]) -> Result<()> {
+        let end = first + values.len();
+        assert!(end <= self.len, "{} values from {first} on for a buffer of {}", values.len(), self.len);
+        let to = self.address + (first * size_of::<T>()) as u64;
         self.device.bind()?;
         // SAFETY: the destination holds `len` elements; `values` is pageable memory, which the driver has read when the call returns.
-        let copied = unsafe { result::memcpy_htod_async(self.address, values, self.device.stream()) };
+        let copied = unsafe { result::memcpy_htod_async(to, values, self.device.stream()) };
         check("cuMemcpyHtoDAsync", copied)
     }
 

@@ -67,5 +67,5 @@ pub use product::tensor_cores;
 pub use qkv::qkv;
 pub use rows::FEW_ROWS_MAX;
 pub use sample::sample;
-pub use shape::{CacheShape, LinearShape, NormShape, ROW_MAX};
+pub use shape::{CURSOR_LEN, CacheShape, LinearShape, NormShape, ROW_MAX};
 pub use warm_up::WarmUp;

@@ -6,20 +6,19 @@ use crate::element::{Element, Plain};
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::rows::Rows;
-use crate::shape::{NormShape, ROW_MAX, groups};
+use crate::shape::{NormShape, ROW_MAX, groups, last_rows};
 
 /// As the device code takes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct NormLinearShape {
     rows: u32,
-    first: u32,
-    step: u32,
+    time: u32,
     inputs: u32,
     outputs: u32,
     eps: f32,
 }
-const _: () = assert!(size_of::<NormLinearShape>() == 24);
+const _: () = assert!(size_of::<NormLinearShape>() == 20);
 
 /// y = gelu(layernorm(x) · weightᵀ + bias); `y: [count, O]`, `x: [R, I]`, `norm: ([I], [I])` weight and bias, `weight: [O, I]`, `bias: [O]`.
 /// I is a multiple of four and at most [`ROW_MAX`]. For few rows.
@@ -38,10 +37,11 @@ pub fn norm_gelu<E: Element>(
 ) -> Result<()> {
     let warp = E::pick(Entry::norm_gelu_f32, Entry::norm_gelu_bf16);
     let tile = E::pick(Entry::norm_gelu_rows_f32, Entry::norm_gelu_rows_bf16);
-    norm_linear(device, (warp, tile), y, x, norm, weight, Some(bias), rows, outputs)
+    norm_linear(device, (warp, tile), y, x, norm, weight, Some(bias), None, rows, outputs)
 }
 
-/// y = layernorm(x) · weightᵀ in float32; operands as in [`norm_gelu`], without bias.
+/// y = layernorm(x) · weightᵀ in float32; operands as in [`norm_gelu`], without bias, and `cursor: [count, 3]` or none, which says
+/// what rows of x are read.
 ///
 /// # Errors
 /// The driver's.
@@ -51,12 +51,13 @@ pub fn norm_logits<E: Element>(
     x: &Buffer<f32>,
     norm: (&Buffer<E>, &Buffer<E>),
     weight: &Buffer<E>,
+    cursor: Option<&Buffer<u32>>,
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
     let warp = E::pick(Entry::norm_logits_f32, Entry::norm_logits_bf16);
     let tile = E::pick(Entry::norm_logits_rows_f32, Entry::norm_logits_rows_bf16);
-    norm_linear(device, (warp, tile), y, x, norm, weight, None, rows, outputs)
+    norm_linear(device, (warp, tile), y, x, norm, weight, None, cursor, rows, outputs)
 }
 
 fn norm_linear<Y: Plain, E: Element>(
@@ -67,6 +68,7 @@ fn norm_linear<Y: Plain, E: Element>(
     (norm_weight, norm_bias): (&Buffer<E>, &Buffer<E>),
     weight: &Buffer<E>,
     bias: Option<&Buffer<E>>,
+    cursor: Option<&Buffer<u32>>,
     shape: NormShape,
     outputs: usize,
 ) -> Result<()> {
@@ -89,13 +91,16 @@ fn norm_linear<Y: Plain, E: Element>(
         let blocks = groups(outputs, 8).min(4 * device.info().multiprocessors);
         (warp, Launch::new([blocks, shape.count, 1], 256))
     };
-    let NormShape { count: rows, first, step, columns, eps } = shape;
-    let shape = NormLinearShape { rows, first, step, inputs: columns, outputs: outputs as u32, eps };
+    let cursor = last_rows(cursor, shape);
+    let NormShape { count: rows, time, columns, eps } = shape;
+    let shape = NormLinearShape { rows, time, inputs: columns, outputs: outputs as u32, eps };
     let bias = bias.map_or(0, Buffer::address);
     let (y, x, weight) = (y.address(), x.address(), weight.address());
     let (norm_weight, norm_bias) = (norm_weight.address(), norm_bias.address());
     // SAFETY: norm_{gelu,logits}_*(Y *y, const float *x, const T *norm_weight, const T *norm_bias, const T *weight, const T *bias or null,
-    // NormLinearShape), the entry chosen for Y and T by the two callers; outputs past the shape are left alone, rows are aligned and
+    // const Cursor * or null, NormLinearShape), the entry chosen for Y and T by the two callers; outputs past the shape are left alone, rows are aligned and
     // lengths checked as above; the caller owns all buffers.
-    unsafe { device.launch(entry, launch, arguments![y, x, norm_weight, norm_bias, weight, bias, shape]) }
+    unsafe {
+        device.launch(entry, launch, arguments![y, x, norm_weight, norm_bias, weight, bias, cursor, shape])
+    }
 }
