@@ -41,7 +41,7 @@ pub fn linear_add<E: Element>(
     unsafe { device.launch(entry, launch, arguments![y, x, weight, bias, shape]) }
 }
 
-/// The same through tensor cores, for many rows and shapes for which [`crate::tensor_cores`] holds.
+/// The same for any number of rows, many of them through tensor cores, and shapes for which [`crate::tensor_cores`] holds.
 ///
 /// # Errors
 /// The driver's.
