@@ -1,17 +1,19 @@
 // A layernorm and the linear layer behind it in one launch, for few rows.
 //
-// norm_gelu: y[r] = gelu(n W^T + bias), n = layernorm(x[r]); norm_logits: y[r] = n W^T, float32, no bias, of the last row of sequence r where
-// there are cursors. One warp an
-// output, in strides of the grid; every warp normalises the row for itself. Grid (blocks, R), 8 warps a block. I a multiple of 4, at most
+// norm_gelu: y[r] = gelu(n W^T + bias), n = layernorm(x[r]); norm_logits: y[r] = n W^T, float32, no bias, of the last row of
+// sequence r where there are cursors.
+// *_rows: the tiles of rows.cuh, from two rows on. The others, for one row and for rows that are not whole 16 bytes: one warp
+// an output, in strides of the grid; every warp normalises the row for itself. Grid (blocks, R), 8 warps a block. I a multiple of 4, at most
 // ROW_MAX. The first weights are read before the previous launch has finished. Deterministic. Launcher: src/norm_linear.rs.
+#pragma once
 #include "gelu.cu"
-#include "row.cuh"
+#include "rows.cuh"
 
 struct NormLinearShape {
-    u32 time, inputs, outputs;
+    u32 rows, time, inputs, outputs;
     float eps;
 };
-static_assert(sizeof(NormLinearShape) == 16, "NormLinearShape is passed from Rust");
+static_assert(sizeof(NormLinearShape) == 20, "NormLinearShape is passed from Rust");
 
 // What becomes of an output: the MLP's activation in the working precision, or the logits as they are.
 template <typename T> struct Gelu {
@@ -58,3 +60,34 @@ extern "C" __global__ void __launch_bounds__(256) norm_gelu_f32 NORM_LINEAR(floa
 extern "C" __global__ void __launch_bounds__(256) norm_gelu_bf16 NORM_LINEAR(bf16, Gelu<bf16>)
 extern "C" __global__ void __launch_bounds__(256) norm_logits_f32 NORM_LINEAR(float, Logits<float>)
 extern "C" __global__ void __launch_bounds__(256) norm_logits_bf16 NORM_LINEAR(bf16, Logits<bf16>)
+
+template <typename TO> struct NormLinearOut : AsItIs {
+    typename TO::Output *y;
+    const typename TO::Element *bias;
+    u32 rows, outputs;
+    __device__ NormLinearOut(typename TO::Output *y, const typename TO::Element *bias, u32 rows, u32 outputs)
+        : y(y), bias(bias), rows(rows), outputs(outputs) {}
+    __device__ float2 shift(u32 column) const { return bias != nullptr ? two(bias, column, outputs) : make_float2(0, 0); }
+    __device__ void put(u32 row, u32 column, float2 v, float2) const {
+        if (row >= rows || column >= outputs) return;
+        typename TO::Output *place = y + u64(row) * outputs + column;
+        v = make_float2(TO::apply(v.x), TO::apply(v.y));
+        if (outputs % 2 == 0) put2(place, v);
+        else {
+            place[0] = from_float<typename TO::Output>(v.x);
+            if (column + 1 < outputs) place[1] = from_float<typename TO::Output>(v.y);
+        }
+    }
+};
+
+#define NORM_LINEAR_ROWS(T, TO)                                                                                         \
+    (TO::Output * y, const float *x, const T *norm_weight, const T *norm_bias, const T *weight, const T *bias,          \
+     const Cursor *cursor, NormLinearShape s) {                                                                         \
+        NormedRows<T> rows = {x, norm_weight, norm_bias, s.rows, s.inputs, cursor, s.time, s.eps};                      \
+        OneMatrix<T> matrix = {weight, s.inputs, s.outputs};                                                            \
+        product_normed(rows, matrix, NormLinearOut<TO>(y, bias, s.rows, s.outputs), s.outputs);                         \
+    }
+extern "C" __global__ void __launch_bounds__(256, 3) norm_gelu_rows_f32 NORM_LINEAR_ROWS(float, Gelu<float>)
+extern "C" __global__ void __launch_bounds__(256, 3) norm_gelu_rows_bf16 NORM_LINEAR_ROWS(bf16, Gelu<bf16>)
+extern "C" __global__ void __launch_bounds__(256, 3) norm_logits_rows_f32 NORM_LINEAR_ROWS(float, Logits<float>)
+extern "C" __global__ void __launch_bounds__(256, 3) norm_logits_rows_bf16 NORM_LINEAR_ROWS(bf16, Logits<bf16>)

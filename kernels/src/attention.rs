@@ -37,8 +37,8 @@ pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
     takes.into_iter().flatten().collect()
 }
 
-/// Warps a block, as in the device code.
-const WARPS: u32 = 8;
+/// The most warps a block, as in the device code; half of them where there are blocks enough for all multiprocessors.
+const WARPS_MAX: u32 = 8;
 
 /// y = softmax(q · keysᵀ / √D) · values over the positions up to each query's own; `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`,
 /// `cursor: [B, 3]`.
@@ -80,7 +80,9 @@ pub fn attention<E: Element>(
         (entry, Launch { shared_bytes: tensor_shared_bytes(panels), ..Launch::new(grid, 128) })
     } else {
         let grid = [shape.time, shape.heads, shape.batch];
-        (E::pick(Entry::attention_f32, Entry::attention_bf16), Launch::new(grid, WARPS * 32))
+        let many = grid.iter().product::<u32>() > device.info().multiprocessors;
+        let warps = if many { WARPS_MAX / 2 } else { WARPS_MAX };
+        (E::pick(Entry::attention_f32, Entry::attention_bf16), Launch::new(grid, warps * 32))
     };
     let cursor = cursor.address();
     if tensor && shape.head_size == WARPGROUP_HEAD && product::has_warpgroups(device.info().compute) {

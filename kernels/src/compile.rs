@@ -27,6 +27,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("grid_tile.cuh", include_str!("../cu/grid_tile.cuh")),
     ("pick.cuh", include_str!("../cu/pick.cuh")),
     ("row.cuh", include_str!("../cu/row.cuh")),
+    ("rows.cuh", include_str!("../cu/rows.cuh")),
     ("tensor.cuh", include_str!("../cu/tensor.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("finish.cuh", include_str!("../cu/finish.cuh")),
@@ -46,6 +47,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("norm_linear.cu", include_str!("../cu/norm_linear.cu")),
     ("norm_qkv.cu", include_str!("../cu/norm_qkv.cu")),
     ("product_mma.cu", include_str!("../cu/product_mma.cu")),
+    ("product_rows.cu", include_str!("../cu/product_rows.cu")),
     ("product_wgmma.cu", include_str!("../cu/product_wgmma.cu")),
     ("sample.cu", include_str!("../cu/sample.cu")),
 ];

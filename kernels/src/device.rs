@@ -11,7 +11,7 @@ use crate::context::{Context, Module, Stream, compute_capability, device_number}
 use crate::driver::check;
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::{attention, product};
+use crate::{attention, product, rows};
 
 /// What the driver says about a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Device {
         let module = Module::load(&context, &cubin?)?;
         let functions: Vec<_> =
             Entry::ALL.iter().map(|entry| module.function(entry.name())).collect::<Result<_>>()?;
-        allow_shared_memory(info.compute, &functions)?;
+        allow_shared_memory(&info, &functions)?;
         Ok(Self(Arc::new(Open { info, functions, stream, _module: module, context })))
     }
 
@@ -235,8 +235,10 @@ pub(crate) fn no_attribute() -> [sys::CUlaunchAttribute; 1] {
 }
 
 /// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.
-fn allow_shared_memory(compute: (u32, u32), functions: &[sys::CUfunction]) -> Result<()> {
-    for (entry, bytes) in product::large_shared(compute).into_iter().chain(attention::large_shared(compute)) {
+fn allow_shared_memory(info: &Info, functions: &[sys::CUfunction]) -> Result<()> {
+    let rows = rows::large_shared(info.compute, info.shared_bytes_max);
+    let (product, attention) = (product::large_shared(info.compute), attention::large_shared(info.compute));
+    for (entry, bytes) in rows.into_iter().chain(product).chain(attention) {
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function belongs to the module just loaded.
         let code = unsafe { sys::cuFuncSetAttribute(functions[entry as usize], attribute, bytes as i32) };

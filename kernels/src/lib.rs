@@ -34,6 +34,7 @@ mod norm_linear;
 mod norm_qkv;
 mod product;
 mod qkv;
+mod rows;
 mod sample;
 
 pub use add::add;
@@ -64,6 +65,7 @@ pub use outbox::{Outbox, SampleRule};
 pub use probe::{Finding, GpuInfo, Probe, probe};
 pub use product::tensor_cores;
 pub use qkv::qkv;
+pub use rows::FEW_ROWS_MAX;
 pub use sample::sample;
 pub use shape::{CURSOR_LEN, CacheShape, LinearShape, NormShape, ROW_MAX};
 pub use warm_up::WarmUp;

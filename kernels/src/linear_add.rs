@@ -6,12 +6,13 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, LINEAR_ADD};
+use crate::rows::{FEW_ROWS_MAX, Rows};
 use crate::shape::{LinearShape, groups};
 
 /// Inputs from which on three blocks a tile are faster than one, however few the rows.
 const LONG_SUM: usize = 1024;
 
-/// y += x · weightᵀ + bias; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`. I is a multiple of four. For few rows.
+/// y += x · weightᵀ + bias; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`. I and O are multiples of four. For few rows.
 ///
 /// # Errors
 /// The driver's.
@@ -25,16 +26,22 @@ pub fn linear_add<E: Element>(
 ) -> Result<()> {
     const WARPS: usize = 4;
     check_lengths(y, x, weight, bias, shape);
-    assert!(shape.inputs.is_multiple_of(4), "rows of {} are not aligned", shape.inputs);
-    let entry = E::pick(Entry::linear_add_f32, Entry::linear_add_bf16);
-    let launch = Launch::new([groups(shape.outputs as usize, WARPS), shape.rows, 1], WARPS as u32 * 32);
+    let (inputs, outputs) = (shape.inputs as usize, shape.outputs as usize);
+    assert!(inputs.is_multiple_of(4) && outputs.is_multiple_of(4), "{shape:?} is not aligned");
+    let (entry, launch) = if let Some(launch) = Rows::Stored.launch::<E>(device, shape.rows, inputs, outputs)
+    {
+        (E::pick(Entry::linear_add_rows_f32, Entry::linear_add_rows_bf16), launch)
+    } else {
+        let grid = [groups(outputs, WARPS), shape.rows, 1];
+        (E::pick(Entry::linear_add_f32, Entry::linear_add_bf16), Launch::new(grid, WARPS as u32 * 32))
+    };
     let (y, x, weight, bias) = (y.address(), x.address(), weight.address(), bias.address());
-    // SAFETY: linear_add_*(float *y, const T *x, const T *weight, const T *bias, LinearShape); one warp an output inside the shape, rows
-    // aligned to four elements as asserted, lengths as above; the caller owns all buffers.
+    // SAFETY: linear_add_*(float *y, const T *x, const T *weight, const T *bias, LinearShape); nothing outside the shape is read or written,
+    // rows are aligned to four elements, or to 16 bytes for `rows`, lengths as above; the caller owns all buffers.
     unsafe { device.launch(entry, launch, arguments![y, x, weight, bias, shape]) }
 }
 
-/// The same through tensor cores, for many rows and shapes for which [`crate::tensor_cores`] holds.
+/// The same for any number of rows, many of them through tensor cores, and shapes for which [`crate::tensor_cores`] holds.
 ///
 /// # Errors
 /// The driver's.
@@ -48,6 +55,9 @@ pub fn linear_add_many<E: Element>(
 ) -> Result<()> {
     let (rows, inputs, outputs) = (shape.rows as usize, shape.inputs as usize, shape.outputs as usize);
     assert!(product::tensor_cores::<E>(device, inputs, outputs), "{shape:?} is not for tensor cores");
+    if rows <= FEW_ROWS_MAX {
+        return linear_add(device, y, x, weight, bias, shape);
+    }
     check_lengths(y, x, weight, bias, shape);
     let (y, bias) = (y.address(), bias.address());
     if product::wide(device, rows, inputs >= LONG_SUM) {

@@ -6,6 +6,7 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, LINEAR_GELU};
+use crate::rows::{FEW_ROWS_MAX, Rows};
 use crate::shape::LinearShape;
 
 /// y = gelu(x · weightᵀ + bias) through tensor cores; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`, for which
@@ -39,9 +40,13 @@ pub fn linear_gelu<E: Element>(
         // matrices do, stores are inside the shape, lengths as above; the caller owns all buffers.
         return unsafe { device.launch(LINEAR_GELU.entry, launch, arguments![x, weight, y, bias, shape]) };
     }
-    let launch = product::mma_launch(rows, outputs, 1);
+    let few = Rows::Stored.launch::<E>(device, shape.rows, inputs, outputs).filter(|_| rows <= FEW_ROWS_MAX);
+    let (entry, launch) = match few {
+        Some(launch) => (Entry::linear_gelu_rows_bf16, launch),
+        None => (Entry::linear_gelu_mma_bf16, product::mma_launch(rows, outputs, 1)),
+    };
     let (y, x, weight, bias) = (y.address(), x.address(), weight.address(), bias.address());
-    // SAFETY: linear_gelu_mma_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias, LinearShape); nothing outside the shape
+    // SAFETY: linear_gelu_{rows,mma}_bf16(bf16 *y, const bf16 *x, const bf16 *weight, const bf16 *bias, LinearShape); nothing outside the shape
     // is read or written, rows are whole 16 bytes, lengths as above; the caller owns all buffers.
-    unsafe { device.launch(Entry::linear_gelu_mma_bf16, launch, arguments![y, x, weight, bias, shape]) }
+    unsafe { device.launch(entry, launch, arguments![y, x, weight, bias, shape]) }
 }

@@ -5,18 +5,20 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::{Element, Plain};
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::rows::Rows;
 use crate::shape::{NormShape, ROW_MAX, groups, last_rows};
 
 /// As the device code takes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct NormLinearShape {
+    rows: u32,
     time: u32,
     inputs: u32,
     outputs: u32,
     eps: f32,
 }
-const _: () = assert!(size_of::<NormLinearShape>() == 16);
+const _: () = assert!(size_of::<NormLinearShape>() == 20);
 
 /// y = gelu(layernorm(x) · weightᵀ + bias); `y: [count, O]`, `x: [R, I]`, `norm: ([I], [I])` weight and bias, `weight: [O, I]`, `bias: [O]`.
 /// I is a multiple of four and at most [`ROW_MAX`]. For few rows.
@@ -33,8 +35,9 @@ pub fn norm_gelu<E: Element>(
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
-    let entry = E::pick(Entry::norm_gelu_f32, Entry::norm_gelu_bf16);
-    norm_linear(device, entry, y, x, norm, weight, Some(bias), None, rows, outputs)
+    let warp = E::pick(Entry::norm_gelu_f32, Entry::norm_gelu_bf16);
+    let tile = E::pick(Entry::norm_gelu_rows_f32, Entry::norm_gelu_rows_bf16);
+    norm_linear(device, (warp, tile), y, x, norm, weight, Some(bias), None, rows, outputs)
 }
 
 /// y = layernorm(x) · weightᵀ in float32; operands as in [`norm_gelu`], without bias, and `cursor: [count, 3]` or none, which says
@@ -52,26 +55,26 @@ pub fn norm_logits<E: Element>(
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
-    let entry = E::pick(Entry::norm_logits_f32, Entry::norm_logits_bf16);
-    norm_linear(device, entry, y, x, norm, weight, None, cursor, rows, outputs)
+    let warp = E::pick(Entry::norm_logits_f32, Entry::norm_logits_bf16);
+    let tile = E::pick(Entry::norm_logits_rows_f32, Entry::norm_logits_rows_bf16);
+    norm_linear(device, (warp, tile), y, x, norm, weight, None, cursor, rows, outputs)
 }
 
 fn norm_linear<Y: Plain, E: Element>(
     device: &Device,
-    entry: Entry,
+    (warp, tile): (Entry, Entry),
     y: &mut Buffer<Y>,
     x: &Buffer<f32>,
     (norm_weight, norm_bias): (&Buffer<E>, &Buffer<E>),
     weight: &Buffer<E>,
     bias: Option<&Buffer<E>>,
     cursor: Option<&Buffer<u32>>,
-    rows: NormShape,
+    shape: NormShape,
     outputs: usize,
 ) -> Result<()> {
-    let inputs = rows.columns as usize;
-    assert!(inputs.is_multiple_of(4) && inputs <= ROW_MAX, "rows of {inputs} do not fit a warp");
+    let inputs = shape.columns as usize;
     assert!(
-        y.len() >= rows.count as usize * outputs && x.len() >= rows.x_len(),
+        y.len() >= shape.count as usize * outputs && x.len() >= shape.x_len(),
         "y {}, x {}",
         y.len(),
         x.len()
@@ -79,18 +82,24 @@ fn norm_linear<Y: Plain, E: Element>(
     assert!(norm_weight.len() >= inputs && norm_bias.len() >= inputs, "norm for rows of {inputs}");
     assert!(weight.len() >= outputs * inputs, "weight {} for {outputs} × {inputs}", weight.len());
     assert!(bias.is_none_or(|bias| bias.len() >= outputs), "bias for {outputs}");
-    // Each warp normalises the row once and then walks the outputs: a few rounds of blocks are enough to fill the GPU.
-    let blocks = groups(outputs, 8).min(4 * device.info().multiprocessors);
-    let launch = Launch::new([blocks, rows.count, 1], 256);
-    let shape =
-        NormLinearShape { time: rows.time, inputs: rows.columns, outputs: outputs as u32, eps: rows.eps };
-    let cursor = last_rows(cursor, rows);
+    let (entry, launch) = if let Some(launch) = Rows::Normed.launch::<E>(device, shape.count, inputs, outputs)
+    {
+        (tile, launch)
+    } else {
+        assert!(inputs.is_multiple_of(4) && inputs <= ROW_MAX, "rows of {inputs} do not fit a warp");
+        // Each warp normalises the row once and then walks the outputs: a few rounds of blocks are enough to fill the GPU.
+        let blocks = groups(outputs, 8).min(4 * device.info().multiprocessors);
+        (warp, Launch::new([blocks, shape.count, 1], 256))
+    };
+    let cursor = last_rows(cursor, shape);
+    let NormShape { count: rows, time, columns, eps } = shape;
+    let shape = NormLinearShape { rows, time, inputs: columns, outputs: outputs as u32, eps };
     let bias = bias.map_or(0, Buffer::address);
     let (y, x, weight) = (y.address(), x.address(), weight.address());
     let (norm_weight, norm_bias) = (norm_weight.address(), norm_bias.address());
     // SAFETY: norm_{gelu,logits}_*(Y *y, const float *x, const T *norm_weight, const T *norm_bias, const T *weight, const T *bias or null,
-    // const Cursor * or null, NormLinearShape), the entry chosen for Y and T by the two callers; outputs past the shape are left
-    // alone, rows are aligned and lengths checked as above; the caller owns all buffers.
+    // const Cursor * or null, NormLinearShape), the entry chosen for Y and T by the two callers; outputs past the shape are left alone, rows are aligned and
+    // lengths checked as above; the caller owns all buffers.
     unsafe {
         device.launch(entry, launch, arguments![y, x, norm_weight, norm_bias, weight, bias, cursor, shape])
     }

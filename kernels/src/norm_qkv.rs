@@ -7,6 +7,7 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::rows::Rows;
 use crate::shape::{CacheShape, ROW_MAX, check_cursor, groups};
 
 /// Parameters of [`norm_qkv`]: the norm's `[C]`, the projections' `[C, C]`.
@@ -60,7 +61,6 @@ pub fn norm_qkv<E: Element>(
     shape: CacheShape,
 ) -> Result<()> {
     let (channels, cache, pass) = (shape.channels() as usize, shape.cache_len(), shape.pass_len());
-    assert!(channels.is_multiple_of(4) && channels <= ROW_MAX, "rows of {channels} do not fit a warp");
     assert!(
         keys.len() >= cache && values.len() >= cache,
         "keys {}, values {} for {shape:?}",
@@ -72,8 +72,15 @@ pub fn norm_qkv<E: Element>(
     assert!(w.norm_weight.len() >= channels && w.norm_bias.len() >= channels, "norm for rows of {channels}");
     assert!([w.q, w.k, w.v].iter().all(|m| m.len() >= channels * channels), "projections of {channels}");
     check_cursor(cursor, shape.batch as usize);
-    let entry = E::pick(Entry::norm_qkv_f32, Entry::norm_qkv_bf16);
-    let launch = Launch::new([groups(3 * channels, 8), shape.batch * shape.time, 1], 256);
+    let count = shape.batch * shape.time;
+    let tile = Rows::Normed.launch::<E>(device, count, channels, 3 * channels);
+    let (entry, launch) = if let Some(launch) = tile.filter(|_| shape.head_size.is_multiple_of(2)) {
+        (E::pick(Entry::norm_qkv_rows_f32, Entry::norm_qkv_rows_bf16), launch)
+    } else {
+        assert!(channels.is_multiple_of(4) && channels <= ROW_MAX, "rows of {channels} do not fit a warp");
+        let grid = [groups(3 * channels, 8), count, 1];
+        (E::pick(Entry::norm_qkv_f32, Entry::norm_qkv_bf16), Launch::new(grid, 256))
+    };
     let addresses = Addresses {
         norm_weight: w.norm_weight.address(),
         norm_bias: w.norm_bias.address(),
@@ -84,7 +91,7 @@ pub fn norm_qkv<E: Element>(
     let shape = NormQkvShape { cache: shape, eps: w.eps };
     let (q, keys, values, x, cursor) =
         (q.address(), keys.address(), values.address(), x.address(), cursor.address());
-    // SAFETY: norm_qkv_*(T *q, T *keys, T *values, const float *x, NormQkvWeights<T>, const Cursor *, NormQkvShape); one warp an output
-    // inside [R, 3 C], positions past P dropped, rows aligned and lengths checked as above; the caller owns all buffers.
+    // SAFETY: norm_qkv_*(T *q, T *keys, T *values, const float *x, NormQkvWeights<T>, const Cursor *, NormQkvShape); outputs are
+    // inside [R, 3 C], positions past P dropped, rows aligned as each kernel wants them, lengths checked above; the caller owns all buffers.
     unsafe { device.launch(entry, launch, arguments![q, keys, values, x, addresses, cursor, shape]) }
 }

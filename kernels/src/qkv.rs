@@ -8,6 +8,7 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, QKV};
+use crate::rows::{FEW_ROWS_MAX, Rows};
 use crate::shape::{CacheShape, check_cursor};
 
 /// As the device code takes them.
@@ -57,10 +58,16 @@ pub fn qkv<E: Element>(
         // do, stores are inside [B, T, C] and the cache, positions past P dropped, lengths as above; the caller owns all buffers.
         return unsafe { device.launch(QKV.entry, launch, arguments![x, q, k, v, place, cursor, shape]) };
     }
-    let launch = product::mma_launch(rows, channels, 3);
+    let few = Rows::Stored
+        .launch::<E>(device, rows as u32, channels, 3 * channels)
+        .filter(|_| rows <= FEW_ROWS_MAX);
+    let (entry, launch) = match few {
+        Some(launch) => (Entry::qkv_rows_bf16, launch),
+        None => (Entry::qkv_mma_bf16, product::mma_launch(rows, channels, 3)),
+    };
     let projections = Projections { weight: weights.map(Buffer::address), place };
     let (x, cursor) = (x.address(), cursor.address());
-    // SAFETY: qkv_mma_bf16(Projections, const bf16 *x, const Cursor *, CacheShape); nothing outside [B, T, C], the weights and the cache is
+    // SAFETY: qkv_{rows,mma}_bf16(Projections, const bf16 *x, const Cursor *, CacheShape); nothing outside [B, T, C], the weights and the cache is
     // read or written, rows and heads are whole 16 bytes, lengths as above; the caller owns all buffers.
-    unsafe { device.launch(Entry::qkv_mma_bf16, launch, arguments![projections, x, cursor, shape]) }
+    unsafe { device.launch(entry, launch, arguments![projections, x, cursor, shape]) }
 }

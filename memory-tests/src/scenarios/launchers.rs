@@ -87,10 +87,10 @@ fn norm_qkv<E: Element>(device: &kernels::Device, o: &mut Operands<E>, rows: u32
 /// The launcher, its entry point, and its call.
 fn launchers<E: Element>() -> [(&'static str, &'static [&'static str], Call<E>); 4] {
     [
-        ("linear_add", &["linear_add"], linear_add),
-        ("norm_gelu", &["norm_gelu"], norm_gelu),
-        ("norm_logits", &["norm_logits"], norm_logits),
-        ("norm_qkv", &["norm_qkv"], norm_qkv),
+        ("linear_add", &["linear_add", "linear_add_rows"], linear_add),
+        ("norm_gelu", &["norm_gelu", "norm_gelu_rows"], norm_gelu),
+        ("norm_logits", &["norm_logits", "norm_logits_rows"], norm_logits),
+        ("norm_qkv", &["norm_qkv", "norm_qkv_rows"], norm_qkv),
     ]
 }
 

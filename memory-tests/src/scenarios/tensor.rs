@@ -10,8 +10,8 @@ use crate::scenario::{Body, Check, Place};
 
 const CHANNELS: u32 = 256;
 const CONTEXT: u32 = 320;
-/// More rows than decoding has, and more than one cluster of the widest tiles takes.
-const ROWS: [u32; 2] = [40, 300];
+/// Few rows, more, and more than one of the widest tiles.
+const ROWS: [u32; 3] = [40, 100, 300];
 /// More rows than there is room for: every launcher panics.
 const TOO_MANY_ROWS: u32 = 1000;
 
@@ -28,7 +28,7 @@ struct Operands {
 
 impl Operands {
     fn new(device: &kernels::Device) -> kernels::Result<Self> {
-        let (rows, channels) = (ROWS[1] as usize, CHANNELS as usize);
+        let (rows, channels) = (ROWS[2] as usize, CHANNELS as usize);
         let cache_len = channels * CONTEXT as usize;
         let pattern =
             |len: usize| (0..len).map(|i| bf16::from_f64((i % 7) as f64 / 8.0)).collect::<Vec<bf16>>();
@@ -84,9 +84,9 @@ fn attention(device: &kernels::Device, o: &mut Operands, rows: u32) -> kernels::
 /// The launcher, its entry points, and its call.
 const LAUNCHERS: [(&str, &[&str], Call); 5] = [
     ("linear_mma", &["linear_mma"], linear),
-    ("linear_add_many", &["linear_add_mma", "linear_add_wgmma"], linear_add),
-    ("linear_gelu", &["linear_gelu_mma", "linear_gelu_wgmma"], linear_gelu),
-    ("qkv", &["qkv_mma", "qkv_wgmma"], qkv),
+    ("linear_add_many", &["linear_add_rows", "linear_add_mma", "linear_add_wgmma"], linear_add),
+    ("linear_gelu", &["linear_gelu_rows", "linear_gelu_mma", "linear_gelu_wgmma"], linear_gelu),
+    ("qkv", &["qkv_rows", "qkv_mma", "qkv_wgmma"], qkv),
     ("attention_many", &["attention_mma", "attention_mma_wide", "attention_wgmma"], attention),
 ];
 
@@ -102,7 +102,7 @@ fn many_instances(cuda: &mut Cuda<bf16>, call: Call) -> Check {
     let device = cuda.device();
     let mut many = (0..MANY).map(|_| Operands::new(device)).collect::<kernels::Result<Vec<_>>>()?;
     for operands in &mut many {
-        call(device, operands, ROWS[1])?;
+        call(device, operands, ROWS[2])?;
     }
     Ok(device.synchronize()?)
 }
@@ -118,7 +118,7 @@ fn panic_half_way(cuda: &mut Cuda<bf16>, call: Call) -> Check {
 /// The kernel runs, and the device has no memory for what comes next.
 fn error_half_way(cuda: &mut Cuda<bf16>, call: Call) -> Check {
     let stopped = Operands::new(cuda.device()).and_then(|mut operands| {
-        call(cuda.device(), &mut operands, ROWS[1])?;
+        call(cuda.device(), &mut operands, ROWS[2])?;
         Buffer::<f32>::zeroed(cuda.device(), 1 << 48)
     });
     anyhow::ensure!(matches!(stopped, Err(kernels::Error::Driver { .. })), "it had to fail");

@@ -14,23 +14,21 @@ use crate::sampling::Sampling;
 use crate::taps::Taps;
 use crate::weights::Tensor;
 
-/// The longest pass, in rows, that the fused kernels serve.
-const FUSED_ROWS_MAX: usize = 32;
-/// More rows than these, and values in them from so many on, go through tensor cores where there are: the fused kernels read each weight
-/// once a row.
-const TENSOR_ROWS_ABOVE: usize = 8;
-const TENSOR_VALUES_MIN: usize = 2560;
+/// The longest pass, in rows, that the fused kernels serve: in bfloat16 the kernels for many rows are faster from there on.
+const FUSED_ROWS_MAX: usize = kernels::FEW_ROWS_MAX;
+const FUSED_ROWS_MAX_F32: usize = 256;
 
 impl<E: Element> Cuda<E> {
     /// Whether a pass of `rows` rows of `channels` goes through the fused kernels.
     fn fuses(&self, rows: usize, channels: usize, width: usize) -> bool {
         let aligned = channels.is_multiple_of(4) && width.is_multiple_of(4);
-        !self.taps.plain() && rows <= FUSED_ROWS_MAX && aligned && channels <= kernels::ROW_MAX
+        let most = if size_of::<E>() == size_of::<f32>() { FUSED_ROWS_MAX_F32 } else { FUSED_ROWS_MAX };
+        !self.taps.plain() && rows <= most && aligned && channels <= kernels::ROW_MAX
     }
 
     /// Whether a pass of `rows` rows of `channels`, `width` inside, goes through tensor cores.
     fn tensor_cores(&self, rows: usize, channels: usize, width: usize) -> bool {
-        let many = rows > FUSED_ROWS_MAX || rows > TENSOR_ROWS_ABOVE && rows * channels >= TENSOR_VALUES_MIN;
+        let many = rows > FUSED_ROWS_MAX || rows > 1 && channels > kernels::ROW_MAX;
         !self.taps.plain() && many && kernels::tensor_cores::<E>(&self.device, channels, width)
     }
 
