@@ -43,23 +43,31 @@ __device__ inline void add_vector(float (&sum)[VECTOR], float w, const uint4 &v)
     }
 }
 
+// The cache of a layer; its addresses are read a layer ahead.
+struct Cache {
+    Element *keys, *values;
+    __device__ Cache(const Layer &layer) : keys(layer.keys), values(layer.values) {}
+};
+
 // A group of cached rows in registers.
 struct Rows {
     uint4 key[KEY_LOADS], value[VALUE_LOADS];
 
-    __device__ void load(const Layer &layer, u32 head, u32 first, u32 past, u32 lane) {
+    __device__ static uint4 cached(const Element *rows, u32 row, u32 vector, u32 past) {
+        return row < past && vector < VECTORS ? __ldcg(reinterpret_cast<const uint4 *>(rows + u64(row) * D) + vector) : make_uint4(0, 0, 0, 0);
+    }
+    __device__ void load(const Cache &cache, u32 head, u32 first, u32 past, u32 lane) {
         u32 row = first + lane / KEY_LANES;
-        const Element *keys = layer.keys + u64(head) * CONTEXT * D, *values = layer.values + u64(head) * CONTEXT * D;
+        const Element *keys = cache.keys + u64(head) * CONTEXT * D, *values = cache.values + u64(head) * CONTEXT * D;
 #pragma unroll
         for (u32 i = 0; i < KEY_LOADS; i++) {
             u32 vector = i * KEY_LANES + lane % KEY_LANES;
-            key[i] = row < past && vector < VECTORS ? __ldcg(reinterpret_cast<const uint4 *>(keys + u64(row) * D) + vector) : make_uint4(0, 0, 0, 0);
+            key[i] = cached(keys, row, vector, past);
         }
 #pragma unroll
         for (u32 i = 0; i < VALUE_LOADS; i++) {
             u32 row = first + i * ROWS_AT_ONCE + lane / ROW_LANES, vector = lane % ROW_LANES;
-            value[i] =
-                row < past && vector < VECTORS ? __ldcg(reinterpret_cast<const uint4 *>(values + u64(row) * D) + vector) : make_uint4(0, 0, 0, 0);
+            value[i] = cached(values, row, vector, past);
         }
     }
     // The score of the lane's key.
@@ -85,6 +93,17 @@ __device__ inline float scaled(float x) {
 
 // e^x; the fast one's error, 2^-22 of x, is nothing to bf16.
 __device__ inline float exponential(float x) { return HALF ? __expf(x) : expf(x); }
+__device__ inline float reciprocal(float x) { return HALF ? __fdividef(1.0f, x) : 1.0f / x; }
+
+// The maximum over the warp, through integers that sort as the floats do.
+__device__ inline float lanes_max(float x) {
+#if __CUDA_ARCH__ >= 800
+    int bits = __float_as_int(x);
+    bits = __reduce_max_sync(ALL_LANES, bits ^ (bits >> 31 & 0x7fffffff));
+    return __int_as_float(bits ^ (bits >> 31 & 0x7fffffff));
+#endif
+    return x;
+}
 
 // Brings the words of q, k or v of a head and puts the values, float32, to `out`, shared memory.
 __device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u32 lane) {
@@ -105,42 +124,57 @@ __device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u
     __syncwarp();
 }
 
+// What a multiplying warp makes of its keys and values: a softmax's maximum, total and weighted sum, the last spread over the lanes.
+struct Softmax {
+    float maximum, total = 0, sum[VECTOR] = {};
+
+    __device__ Softmax() { maximum = MINUS_INFINITY; }
+    // Takes in the group of rows from position `start` on; all lanes of a key have its score.
+    __device__ void add(const Rows &rows, const float *query, u32 start, u32 past, u32 lane) {
+        float x = scaled(rows.score(query, lane)), before = maximum;
+        if (start + lane / KEY_LANES >= past) x = MINUS_INFINITY;
+        maximum = fmaxf(before, lanes_max(x));
+        float weight = exponential(x - maximum), fade = exponential(before - maximum);
+        total = fmaf(total, fade, weight);
+#pragma unroll
+        for (u32 i = 0; i < VECTOR; i++) sum[i] *= fade;
+#pragma unroll
+        for (u32 i = 0; i < VALUE_LOADS; i++)
+            add_vector(sum, __shfl_sync(ALL_LANES, weight, (i * ROWS_AT_ONCE + lane / ROW_LANES) * KEY_LANES), rows.value[i]);
+    }
+    __device__ void join_lanes() {
+        total = warp_sum(total) / KEY_LANES;
+#pragma unroll
+        for (u32 lanes = ROW_LANES; lanes < WARP; lanes *= 2)
+#pragma unroll
+            for (u32 i = 0; i < VECTOR; i++) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
+    }
+    __device__ void store(u32 warp, u32 lane) const {
+        if (lane < VECTORS)
+#pragma unroll
+            for (u32 i = 0; i < VECTOR; i += 4)
+                *reinterpret_cast<float4 *>(core_sums(warp) + lane * VECTOR + i) = make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
+        if (lane == 0) spans()[warp] = make_float2(maximum, total);
+    }
+};
+
 // A multiplying warp's part of a layer's attention.
-__device__ inline void attend(Block &b, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
+__device__ inline void attend(Block &b, u32 &task_count, const Cache &cache, u32 past, u32 epoch) {
     b.forget();
     for (u32 task = b.block; task < TASKS; task += BLOCKS) {
         u32 head = task / SPLITS, piece = task % SPLITS, first = (b.warp * SPLITS + piece) * KEYS;
         if (piece >= pieces(past)) continue;
         if (first < past) {
             Rows rows;
-            float maximum = MINUS_INFINITY, sum_of_weights = 0, sum[VECTOR] = {};
-            const float *query = b.query();
+            Softmax softmax;
             for (u32 start = first; start < past; start += WARPS * SPLITS * KEYS) {
-                rows.load(layer, head, start, past, b.lane);
+                rows.load(cache, head, start, past, b.lane);
                 if (start == first) receive_head(b.query(), words_at(b.g.exchange, AT_QKV, epoch, 0) + head * 3 * HEAD_WORDS, epoch, b.lane);
-                float x = scaled(rows.score(query, b.lane)), before = maximum; // all lanes add up the scores
-                if (start + b.lane / KEY_LANES >= past) x = MINUS_INFINITY;
-                maximum = fmaxf(before, warp_max(x));
-                float weight = exponential(x - maximum), fade = exponential(before - maximum);
-                sum_of_weights = fmaf(sum_of_weights, fade, weight);
-#pragma unroll
-                for (u32 i = 0; i < VECTOR; i++) sum[i] *= fade;
-#pragma unroll
-                for (u32 i = 0; i < VALUE_LOADS; i++)
-                    add_vector(sum, __shfl_sync(ALL_LANES, weight, (i * ROWS_AT_ONCE + b.lane / ROW_LANES) * KEY_LANES), rows.value[i]);
+                softmax.add(rows, b.query(), start, past, b.lane);
             }
-            sum_of_weights = warp_sum(sum_of_weights) / KEY_LANES;
-#pragma unroll
-            for (u32 lanes = ROW_LANES; lanes < WARP; lanes *= 2)
-#pragma unroll
-                for (u32 i = 0; i < VECTOR; i++) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
+            softmax.join_lanes();
             barrier_wait(CORE_FREE, task_count % 2 ^ 1);
-            if (b.lane < VECTORS)
-#pragma unroll
-                for (u32 i = 0; i < VECTOR; i += 4)
-                    *reinterpret_cast<float4 *>(core_sums(b.warp) + b.lane * VECTOR + i) =
-                        make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
-            if (b.lane == 0) spans()[b.warp] = make_float2(maximum, sum_of_weights);
+            softmax.store(b.warp, b.lane);
             __syncwarp();
         }
         barrier_wait(CORE_FREE, task_count % 2 ^ 1); // no warp may arrive twice before the others have
@@ -150,7 +184,7 @@ __device__ inline void attend(Block &b, u32 &task_count, const Layer &layer, u32
 }
 
 // Takes in the newest position: its key and value go to row `row` of the cache, the value also to `value`, shared memory. Its score.
-__device__ inline float newest_position(float *value, const uint4 *words, u32 epoch, const Layer &layer, u64 row, bool keys, bool values, u32 lane) {
+__device__ inline float newest_position(float *value, const uint4 *words, u32 epoch, const Cache &cache, u64 row, bool keys, bool values, u32 lane) {
     constexpr u32 COUNT = divide_up(HEAD_WORDS, WARP);
     const uint4 *at[3 * COUNT];
     uint4 v[3 * COUNT];
@@ -168,58 +202,67 @@ __device__ inline float newest_position(float *value, const uint4 *words, u32 ep
             float key = unpack(v[3 * i + 1], j);
             dot = fmaf(unpack(v[3 * i], j), key, dot);
             value[d] = unpack(v[3 * i + 2], j);
-            if (keys) layer.keys[row + d] = from_float<Element>(key);
-            if (values) layer.values[row + d] = from_float<Element>(value[d]);
+            if (keys) cache.keys[row + d] = from_float<Element>(key);
+            if (values) cache.values[row + d] = from_float<Element>(value[d]);
         }
     __syncwarp();
     return scaled(warp_sum(dot));
 }
 
-// What `combine` makes of the values of PEERS neighbouring lanes, each of which speaks for a multiplying warp.
-constexpr u32 PEERS = WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
-template <typename Combine> __device__ float across_peers(float x, Combine combine) {
-#pragma unroll
-    for (u32 lanes = 1; lanes < PEERS; lanes *= 2) x = combine(x, __shfl_xor_sync(ALL_LANES, x, lanes));
-    return x;
-}
+// What the multiplying warps found, each lane its share of the head's values.
+struct Found {
+    static constexpr u32 SHARE = HALF ? 2 : 1, LANES = CORE_PACK / SHARE; // values of a lane, lanes of a word
+    static constexpr u32 PEERS = WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;  // neighbouring lanes, each of which speaks for a warp
 
-// A finishing warp's part: merges the warps' sums, and the newest position where it belongs to the block's piece, and sends them.
-__device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &layer, u32 past, u32 epoch) {
-    constexpr u32 LANE_VALUES = PACK / 3, WARP_WORDS = 10;
-    b.forget();
-    for (u32 task = b.block; task < TASKS; task += BLOCKS) {
-        u32 head = task / SPLITS, piece = task % SPLITS, finisher = b.warp - WARPS, busy = busy_warps(past, piece);
-        if (piece >= pieces(past)) continue;
-        float *newest = core_sums(b.warp), score = MINUS_INFINITY;
-        if (past / KEYS % SPLITS == piece) {
-            const uint4 *words = words_at(b.g.exchange, AT_QKV, epoch, 0) + head * 3 * HEAD_WORDS;
-            score = newest_position(newest, words, epoch, layer, (u64(head) * CONTEXT + past) * D, finisher == 0, finisher == 1, b.lane);
-        }
-        barrier_wait(CORE_FULL, task_count % 2);
+    // Merges the first `busy` warps' sums with the newest position, whose value is at `newest` and which counts where `score` is a number, and
+    // sends them.
+    __device__ static void send(const Block &b, uint4 *words, const float *newest, float score, u32 busy, u32 epoch) {
         float2 span = b.lane % PEERS < busy ? spans()[b.lane % PEERS] : make_float2(MINUS_INFINITY, 0);
-        float maximum = fmaxf(score, across_peers(span.x, [](float x, float y) { return fmaxf(x, y); }));
-        float weight = exponential(span.x - maximum), own = exponential(score - maximum);
-        float sum_of_weights = own + across_peers(weight * span.y, [](float x, float y) { return x + y; }), scale = 1 / sum_of_weights;
-        uint4 *words = words_at(b.g.exchange, AT_CORE, epoch, 0) + task * TASK_WORDS;
-        for (u32 from = finisher * WARP_WORDS; from < HEAD_WORDS; from += FINISHERS * WARP_WORDS) {
-            u32 word = from + b.lane / 3, d = word * PACK + b.lane % 3 * LANE_VALUES;
-            bool inside = b.lane < 3 * WARP_WORDS && word < HEAD_WORDS && d < D;
-            float value[2] = {};
+        float maximum = lanes_max(fmaxf(score, span.x)), weight = exponential(span.x - maximum), own = exponential(score - maximum);
+        float sum_of_weights = weight * span.y;
 #pragma unroll
-            for (u32 i = 0; i < LANE_VALUES; i++)
-                if (inside && score > MINUS_INFINITY) value[i] = own * newest[d + i];
+        for (u32 lanes = 1; lanes < PEERS; lanes *= 2) sum_of_weights += __shfl_xor_sync(ALL_LANES, sum_of_weights, lanes);
+        sum_of_weights += own;
+        float scale = reciprocal(sum_of_weights), level = HALF ? maximum + __logf(sum_of_weights) : sum_of_weights;
+        for (u32 from = (b.warp - WARPS) * WARP; from < D / SHARE; from += FINISHERS * WARP) {
+            u32 place = from + b.lane;
+            bool inside = place < D / SHARE;
+            float value[SHARE] = {};
+#pragma unroll
+            for (u32 i = 0; i < SHARE; i++)
+                if (inside && score > MINUS_INFINITY) value[i] = own * newest[place * SHARE + i];
 #pragma unroll
             for (u32 w = 0; w < WARPS; w++) {
                 float share = __shfl_sync(ALL_LANES, weight, w);
 #pragma unroll
-                for (u32 i = 0; i < LANE_VALUES; i++)
-                    if (inside && w < busy) value[i] = fmaf(share, core_sums(w)[d + i], value[i]);
+                for (u32 i = 0; i < SHARE; i++)
+                    if (inside && w < busy) value[i] = fmaf(share, core_sums(w)[place * SHARE + i], value[i]);
             }
-            u32 mine = HALF ? pack(value[0] * scale, value[1] * scale) : __float_as_uint(value[0] * scale);
-            send_lanes<3>(words + word, mine, b.lane < 3 * WARP_WORDS && word < HEAD_WORDS, epoch, true, b.lane);
+            u32 mine = HALF ? pack(value[0] * scale, value[SHARE - 1] * scale) : __float_as_uint(value[0] * scale);
+            u32 other = __shfl_xor_sync(ALL_LANES, mine, 1), second = HALF ? b.lane % 2 == 0 ? other : mine : __float_as_uint(maximum);
+            if (HALF && b.lane % 2 == 1) mine = other;
+            if (!inside) continue;
+#pragma unroll
+            for (u32 copy = 0; copy < REPLICAS; copy += LANES)
+                ::send(words + (copy + b.lane % LANES) * COPY_WORDS + place / LANES, mine, second, __float_as_uint(level), epoch);
         }
-        if (SPLITS > 1 && finisher == 0 && b.lane < REPLICAS)
-            send(words + b.lane * COPY_WORDS + HEAD_WORDS, __float_as_uint(maximum), __float_as_uint(sum_of_weights), 0, epoch);
+    }
+};
+
+// A finishing warp's part: takes in the newest position where it belongs to the block's piece.
+__device__ inline void finish_attention(Block &b, u32 &task_count, const Cache &cache, u32 past, u32 epoch) {
+    b.forget();
+    for (u32 task = b.block; task < TASKS; task += BLOCKS) {
+        u32 head = task / SPLITS, piece = task % SPLITS, finisher = b.warp - WARPS;
+        if (piece >= pieces(past)) continue;
+        float *newest = core_sums(b.warp), score = MINUS_INFINITY;
+        if (past / KEYS % SPLITS == piece) {
+            const uint4 *words = words_at(b.g.exchange, AT_QKV, epoch, 0) + head * 3 * HEAD_WORDS;
+            score = newest_position(newest, words, epoch, cache, (u64(head) * CONTEXT + past) * D, finisher == 0, finisher == 1, b.lane);
+        }
+        uint4 *words = words_at(b.g.exchange, AT_CORE, epoch, 0) + piece * CORE_WORDS + head * (D / CORE_PACK);
+        barrier_wait(CORE_FULL, task_count % 2);
+        Found::send(b, words, newest, score, busy_warps(past, piece), epoch);
         __syncwarp();
         if (b.lane == 0) barrier_arrive(CORE_FREE);
         task_count++;
@@ -230,55 +273,48 @@ __device__ inline void finish_attention(Block &b, u32 &task_count, const Layer &
 struct FromCore {
     const uint4 *words;
     u32 epoch, pieces;
-    static constexpr u32 COUNT = divide_up(steps_max(C) * STEP / PACK + 2 + steps_max(C) * STEP / D + 1, WARP);
+    static constexpr u32 WORDS = divide_up(groups_max(C) * GROUP / CORE_PACK, WARP), AT_ONCE = HALF ? WORDS : 1; // of a lane
 
-    __device__ static u32 number(u32 column) { return column / D * HEAD_WORDS + column % D / PACK; }
-
-    __device__ Spread operator()(const Block &b, Slice slice, const char *) const {
-        u32 lane = b.lane;
-        char *input = b.input();
-        u32 from = slice.first * STEP, to = from + slice.count * STEP;
+    __device__ void operator()(const Block &b, Slice slice, const char *) const {
+        u32 first = slice.from / CORE_PACK, count = (slice.to - slice.from) / CORE_PACK;
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i++) {
-            u32 word = smaller(number(from) + i * WARP + lane, number(larger(to, from + 1) - 1)), column = word / HEAD_WORDS * D + word % HEAD_WORDS * PACK;
-            const uint4 *at = words + word / HEAD_WORDS * SPLITS * TASK_WORDS;
-            float value[PACK];
-            merge(value, at, word % HEAD_WORDS);
+        for (u32 start = 0; start < WORDS; start += AT_ONCE) {
+            const uint4 *at[SPLITS * AT_ONCE];
+            uint4 v[SPLITS * AT_ONCE];
 #pragma unroll
-            for (u32 j = 0; j < PACK; j += HALF ? 2 : 1) {
-                u32 c = column + j;
-                if (c < from || c >= to || word % HEAD_WORDS * PACK + j >= D) continue;
-                if constexpr (HALF) put2(input, c - from, value[j], value[j + 1]);
-                else reinterpret_cast<float *>(input)[c - from] = value[j];
+            for (u32 i = 0; i < SPLITS * AT_ONCE; i++)
+                at[i] = words + i / AT_ONCE * CORE_WORDS + first + smaller((start + i % AT_ONCE) * WARP + b.lane, larger(count, 1) - 1);
+            receive(v, at, epoch, pieces * AT_ONCE);
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; i++) {
+                u32 word = (start + i) * WARP + b.lane;
+                float value[CORE_PACK];
+                merge(value, v, i);
+                if (word >= count) continue;
+                if constexpr (HALF) put2(b.input(), word * 4, value[0], value[1]), put2(b.input(), word * 4 + 2, value[2], value[3]);
+                else reinterpret_cast<float *>(b.input())[word] = value[0];
             }
         }
-        return {};
     }
 
-    __device__ void merge(float (&value)[PACK], const uint4 *head, u32 place) const {
-        const uint4 *at[2 * SPLITS];
-        uint4 v[2 * SPLITS];
-#pragma unroll
-        for (u32 p = 0; p < SPLITS; p++) at[2 * p] = head + p * TASK_WORDS + place, at[2 * p + 1] = head + p * TASK_WORDS + HEAD_WORDS;
-        receive(v, at, epoch, SPLITS == 1 ? 1 : 2 * pieces);
+    // The values of word `i` of the lane's words.
+    __device__ void merge(float (&value)[CORE_PACK], const uint4 (&v)[SPLITS * AT_ONCE], u32 i) const {
         float maximum = MINUS_INFINITY, sum = 0;
-        if (SPLITS > 1) {
 #pragma unroll
-            for (u32 p = 0; p < SPLITS; p++)
-                if (p < pieces) maximum = fmaxf(maximum, __uint_as_float(v[2 * p + 1].x));
-        }
+        for (u32 p = 0; p < SPLITS; p++)
+            if (p < pieces) maximum = fmaxf(maximum, __uint_as_float(HALF ? v[p * AT_ONCE + i].z : v[p * AT_ONCE + i].y));
 #pragma unroll
-        for (u32 j = 0; j < PACK; j++) value[j] = SPLITS > 1 ? 0 : unpack(v[0], j);
-        if (SPLITS == 1) return;
+        for (u32 j = 0; j < CORE_PACK; j++) value[j] = 0;
 #pragma unroll
         for (u32 p = 0; p < SPLITS; p++) {
+            const uint4 &word = v[p * AT_ONCE + i];
             if (p >= pieces) continue;
-            float weight = exponential(__uint_as_float(v[2 * p + 1].x) - maximum) * __uint_as_float(v[2 * p + 1].y);
+            float weight = exponential(__uint_as_float(HALF ? word.z : word.y) - maximum) * (HALF ? 1.0f : __uint_as_float(word.z));
             sum += weight;
 #pragma unroll
-            for (u32 j = 0; j < PACK; j++) value[j] = fmaf(weight, unpack(v[2 * p], j), value[j]);
+            for (u32 j = 0; j < CORE_PACK; j++) value[j] = fmaf(weight, unpack(word, j), value[j]);
         }
 #pragma unroll
-        for (u32 j = 0; j < PACK; j++) value[j] *= 1 / sum;
+        for (u32 j = 0; j < CORE_PACK; j++) value[j] *= reciprocal(sum);
     }
 };

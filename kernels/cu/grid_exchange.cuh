@@ -6,9 +6,10 @@
 #pragma once
 #include "grid_model.cuh"
 
-// Where the words of a parity lie. A task of attention leaves its head's words and one with maximum and total.
-constexpr u32 TASK_WORDS = HEAD_WORDS + 1;
-constexpr u32 AT_QKV = 0, AT_CORE = AT_QKV + words(QKV), AT_MIDDLE = AT_CORE + H * SPLITS * TASK_WORDS;
+// Where the words of a parity lie. Attention's are those of all heads, once for each piece: CORE_PACK values and what they weigh, in bf16 as the
+// logarithm, in float as maximum and total.
+constexpr u32 CORE_PACK = HALF ? 4 : 1, CORE_WORDS = C / CORE_PACK;
+constexpr u32 AT_QKV = 0, AT_CORE = AT_QKV + words(QKV), AT_MIDDLE = AT_CORE + SPLITS * CORE_WORDS;
 constexpr u32 AT_HIDDEN = AT_MIDDLE + words(OUT), AT_RESIDUAL = AT_HIDDEN + words(UP);
 constexpr u32 AT_PICK = AT_RESIDUAL + words(DOWN), AT_TOKEN = AT_PICK + BLOCKS * FINISHERS;
 constexpr u32 COPY_WORDS = AT_TOKEN + 1;

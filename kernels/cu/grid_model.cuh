@@ -5,6 +5,7 @@
 //   GRID_CHANNELS, GRID_HEADS, GRID_WIDTH, GRID_LAYERS, GRID_CONTEXT, GRID_VOCAB
 //   GRID_BLOCKS          blocks of the launch, one a multiprocessor; any number from 1 on
 //   GRID_WARPS           warps of a block that multiply: 8, or a multiple of 4 above; with 8 nothing spills
+//   GRID_FINISHERS       warps of a block that finish: 2 or 3
 //   GRID_SPLITS          pieces that a head's cache is cut into, a task each
 //   GRID_SHARED          bytes of dynamic shared memory of a block
 //   GRID_EXCHANGE_WORDS  words of the exchange, as the host counts them
@@ -27,11 +28,11 @@ typedef float Element;
 #endif
 constexpr u32 C = GRID_CHANNELS, H = GRID_HEADS, F = GRID_WIDTH, LAYERS = GRID_LAYERS, CONTEXT = GRID_CONTEXT;
 constexpr u32 VOCAB = GRID_VOCAB, BLOCKS = GRID_BLOCKS, WARPS = GRID_WARPS, SPLITS = GRID_SPLITS, D = C / H;
-constexpr u32 FINISHERS = 2;                       // warps that add up what the multiplying warps found
+constexpr u32 FINISHERS = GRID_FINISHERS;          // warps that add up what the multiplying warps found
 constexpr u32 THREADS = (WARPS + FINISHERS + 1) * WARP; // and one that fetches weights
 constexpr bool HALF = sizeof(Element) == 2;
-constexpr u32 STEP = 16;                           // columns multiplied at a time
-static_assert(C % STEP == 0 && F % STEP == 0 && C % H == 0, "whole steps, whole heads");
+constexpr u32 GROUP_BYTES = 64, GROUP = GROUP_BYTES / sizeof(Element); // columns multiplied at a time
+static_assert(C % 16 == 0 && F % 16 == 0 && C % H == 0, "whole vectors, whole heads");
 static_assert(WARPS >= 8 && WARPS % 4 == 0, "sampling takes 256 threads, sums are read four at a time");
 
 __device__ constexpr u32 divide_up(u32 a, u32 b) { return (a + b - 1) / b; }
@@ -64,16 +65,17 @@ __device__ inline Share share(Stage s, u32 block) {
 }
 __device__ inline u32 rows_of(Stage s, u32 block) { return share(s, block).count * rows_a_word(s); }
 
-// The columns of a warp, in steps.
+// The columns of a warp: groups, the last of which may end early, and columns. The last warp has as many groups as any.
 struct Slice {
-    u32 first, count;
+    u32 first, count, from, to;
     __device__ Slice(u32 columns, u32 warp) {
-        u32 steps = columns / STEP;
-        first = steps % WARPS == 0 ? steps / WARPS * warp : steps * warp / WARPS;
-        count = steps % WARPS == 0 ? steps / WARPS : steps * (warp + 1) / WARPS - first;
+        u32 groups = divide_up(columns, GROUP);
+        first = groups % WARPS == 0 ? groups / WARPS * warp : groups * warp / WARPS;
+        count = groups % WARPS == 0 ? groups / WARPS : groups * (warp + 1) / WARPS - first;
+        from = first * GROUP, to = smaller(from + count * GROUP, columns);
     }
 };
-__device__ constexpr u32 steps_max(u32 columns) { return divide_up(columns / STEP, WARPS); }
+__device__ constexpr u32 groups_max(u32 columns) { return divide_up(divide_up(columns, GROUP), WARPS); }
 
 // Parameters and cache of a layer, [O, I] and [H, P, D].
 struct Layer {

@@ -1,76 +1,57 @@
-// Eight rows of a weight times the columns of one warp.
+// Eight rows of a weight times the columns of one warp, in groups of 64 bytes of a row: lane l takes vector l % 4 of the group of row l / 4.
 //
-// bf16: tensor cores. The weights of two steps of 16 columns are the A operand, one above the other: rows 0 to 7 the first, 8 to 15 the second. The
-// input is B: for each of the two steps a column with its upper half, one with what that leaves, so that a product is as exact as with 16
+// bf16: tensor cores. A lane's vector is eight columns; the rows' first four are the upper half of the A operand, the last four the lower half. The
+// input is B: for either half a column with its upper half, one with what that leaves, so that a product is as exact as with 16
 // bits of mantissa, and, where a norm stands in front, its weight and bias. W norm(x) = scale (W (w x) - mean W w) + W b: so the row's statistics are
-// needed at the very end only. float: lane l takes row l % 8 and four columns of every sixteen, and the same three sums.
+// needed at the very end only. float: the same three sums.
 #pragma once
 #include "grid_ring.cuh"
-
-// Input of bf16, as B takes it: for every step four kinds (upper halves, rests, the norm's weight and bias; of DOWN's the first, which is exact), and
-// of each for t < 4 the pairs of columns 2t and 2t + 8. Input of float: the columns in order.
 
 // Puts the two columns from the even column `c` on, counted from the warp's first.
 __device__ inline void put2(char *input, u32 c, float low, float high) {
     u32 pair = pack(low, high);
-    u32 *at = reinterpret_cast<u32 *>(input + c / STEP * STEP_BYTES + c % 8 * 4 + c % STEP / 8 * 4);
-    at[0] = pair, at[KIND_BYTES / 4] = pack_rest(low, high, pair);
+    *reinterpret_cast<u32 *>(input + c * 2) = pair;
+    *reinterpret_cast<u32 *>(input + AT_REST + c * 2) = pack_rest(low, high, pair);
 }
 
-// Brings columns that lie in order at `from`, complete for the warp, into the input's form; a lane each t of a step.
-__device__ inline void arrange(char *input, const float *from, u32 steps, u32 lane) {
-    for (u32 i = lane; i < steps * 4; i += WARP) {
-        const float *at = from + i / 4 * STEP + i % 4 * 2;
-        float2 a = *reinterpret_cast<const float2 *>(at), b = *reinterpret_cast<const float2 *>(at + 8);
-        u32 first = pack(a.x, a.y), second = pack(b.x, b.y);
-        uint2 *to = reinterpret_cast<uint2 *>(input + i / 4 * STEP_BYTES) + i % 4;
-        to[0] = make_uint2(first, second), to[KIND_BYTES / 8] = make_uint2(pack_rest(a.x, a.y, first), pack_rest(b.x, b.y, second));
-    }
-}
-// The same for a norm's weight and bias, which are bf16: columns from `k` on.
-__device__ inline void arrange_norm(char *input, const char *norm, u32 k, u32 steps, u32 lane) {
-    for (u32 i = lane; i < steps * 8; i += WARP) {
-        u32 kind = i / (steps * 4), place = i % (steps * 4);
-        const char *at = norm + (kind * C + k + place / 4 * STEP + place % 4 * 2) * 2;
-        u32 first = *reinterpret_cast<const u32 *>(at), second = *reinterpret_cast<const u32 *>(at + 16);
-        reinterpret_cast<uint2 *>(input + place / 4 * STEP_BYTES + (2 + kind) * KIND_BYTES)[place % 4] = make_uint2(first, second);
-    }
+// The lane's vector of a group of its row, `row`.
+template <Stage S> __device__ uint4 load_vector(const char *row, u32 group, u32 lane) {
+    u32 at = group * GROUP_BYTES + lane % 4 * 16;
+    if (inputs(S) % GROUP != 0 && at >= inputs(S) * sizeof(Element)) return make_uint4(0, 0, 0, 0);
+    return *reinterpret_cast<const uint4 *>(row + at);
 }
 
 template <typename T> struct Tile;
 
 template <> struct Tile<bf16> {
-    typedef uint2 Weights; // of a step
-    typedef uint2 Input;   // of two steps
     float4 sum = {0, 0, 0, 0};
 
-    // The lane's share of the rows at `row`, its row the one at lane % 8, from column `k` on, for COUNT steps, 1 or 2.
-    template <u32 COUNT> static __device__ void load(Weights *w, const char *row, u32 k, u32 lane) {
-        u32 at = shared_address(row) + k * 2 + lane / 8 * 16;
-        if constexpr (COUNT == 2)
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(w[0].x), "=r"(w[0].y), "=r"(w[1].x), "=r"(w[1].y) : "r"(at) : "memory");
-        else
-            asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(w[0].x), "=r"(w[0].y) : "r"(at) : "memory");
-    }
-    // Where a lane finds its part: B's column is lane / 4, of the second step from 4 on.
-    struct Source {
+    // The input of all groups, in registers where there is room. B's column is lane / 4: of the lower half from 4 on.
+    template <Stage S> struct Inputs {
+        static constexpr u32 GROUPS = groups_max(inputs(S));
+        static constexpr bool HELD = GROUPS <= 28;
         const char *at;
-        u32 second; // bytes on, where there is a second step
+        u32 from, to; // columns of the lane's first vector, and beyond the last
+        uint2 part[HELD ? GROUPS : 1];
+
+        __device__ Inputs(const char *input, const char *norm, Slice slice, u32 lane) : from(slice.from + lane % 4 * 8), to(slice.to) {
+            u32 kind = lane / 4 % (normed(S) ? 4 : S == DOWN ? 1 : 2);
+            at = kind < 2 ? input + (S == DOWN ? AT_WIDE_INPUT : kind * AT_REST) : norm + ((kind - 2) * C + slice.from) * 2;
+            at += lane % 4 * 16 + lane / 16 * 8;
+#pragma unroll
+            for (u32 g = 0; HELD && g < GROUPS; g++) part[g] = load(g);
+        }
+        __device__ uint2 load(u32 group) const {
+            bool inside = inputs(S) % (WARPS * GROUP) == 0 || from + group * GROUP < to;
+            return inside ? *reinterpret_cast<const uint2 *>(at + group * GROUP_BYTES) : make_uint2(0, 0);
+        }
     };
-    template <Stage S> static __device__ Source source(const char *input, const char *, Slice, u32 lane) {
-        if constexpr (S == DOWN) return {input + AT_WIDE_INPUT + lane % 4 * 8, lane / 16 * WIDE_STEP_BYTES};
-        return {input + lane / 4 % 4 * KIND_BYTES + lane % 4 * 8, lane / 16 * STEP_BYTES};
-    }
-    template <Stage S> static __device__ Input input(const Source &source, u32 step, bool pair) {
-        return *reinterpret_cast<const uint2 *>(source.at + step * (S == DOWN ? WIDE_STEP_BYTES : STEP_BYTES) + (pair ? source.second : 0));
-    }
-    template <Stage S> __device__ void add(const Input &in, const Weights *w, bool pair) {
-        u32 below[2] = {pair ? w[1].x : 0, pair ? w[1].y : 0};
+    template <Stage S> __device__ void add(const Inputs<S> &in, u32 group, const uint4 &w) {
 #if __CUDA_ARCH__ >= 800
+        uint2 x = Inputs<S>::HELD ? in.part[group] : in.load(group);
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
-            : "r"(w[0].x), "r"(below[0]), "r"(w[0].y), "r"(below[1]), "r"(in.x), "r"(in.y));
+            : "r"(w.x), "r"(w.z), "r"(w.y), "r"(w.w), "r"(x.x), "r"(x.y));
 #endif
     }
     __device__ void join(const Tile &t) { sum.x += t.sum.x, sum.y += t.sum.y, sum.z += t.sum.z, sum.w += t.sum.w; }
@@ -90,51 +71,36 @@ template <> struct Tile<bf16> {
 };
 
 template <> struct Tile<float> {
-    typedef float4 Weights;
-    struct Input { // of two steps
-        float4 x[2], weight[2], bias[2];
-    };
     float x = 0, weight = 0, bias = 0;
 
-    template <u32 COUNT> static __device__ void load(Weights *w, const char *row, u32 k, u32 lane) {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i++)
-            w[i] = *reinterpret_cast<const float4 *>(row + (k + i * STEP + lane / 8 * 4) * 4);
-    }
-    struct Source {
+    template <Stage S> struct Inputs {
         const char *x, *norm;
-        u32 steps;
+        u32 groups;
+
+        __device__ Inputs(const char *input, const char *norm, Slice slice, u32 lane)
+            : x(input + (S == DOWN ? AT_WIDE_INPUT : 0) + lane % 4 * 16), norm(norm + slice.from * 4 + lane % 4 * 16), groups(slice.count) {}
     };
-    template <Stage S> static __device__ Source source(const char *input, const char *norm, Slice slice, u32 lane) {
-        return {input + (S == DOWN ? AT_WIDE_INPUT : 0) + lane / 8 * 16, norm + (slice.first * STEP + lane / 8 * 4) * 4, slice.count};
+    __device__ static float dot(const char *at, const uint4 &w, float sum) {
+        float4 x = make_float4(__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w));
+        return dot4(*reinterpret_cast<const float4 *>(at), x, sum);
     }
-    template <Stage S> static __device__ Input input(const Source &source, u32 step, bool pair) {
-        Input in = {};
-#pragma unroll
-        for (u32 i = 0; i < (pair ? 2 : 1); i++, step++) {
-            in.x[i] = *reinterpret_cast<const float4 *>(source.x + step * STEP_BYTES);
-            if (!normed(S) || (C / STEP % WARPS != 0 && step >= source.steps)) continue;
-            in.weight[i] = *reinterpret_cast<const float4 *>(source.norm + step * STEP_BYTES);
-            in.bias[i] = *reinterpret_cast<const float4 *>(source.norm + C * 4 + step * STEP_BYTES);
-        }
-        return in;
-    }
-    template <Stage S> __device__ void add(const Input &in, const Weights *w, bool pair) {
-#pragma unroll
-        for (u32 i = 0; i < (pair ? 2 : 1); i++) {
-            x = dot4(in.x[i], w[i], x);
-            if constexpr (normed(S)) weight = dot4(in.weight[i], w[i], weight), bias = dot4(in.bias[i], w[i], bias);
+    template <Stage S> __device__ void add(const Inputs<S> &in, u32 group, const uint4 &w) {
+        x = dot(in.x + group * GROUP_BYTES, w, x);
+        if constexpr (normed(S)) {
+            if (inputs(S) % (WARPS * GROUP) != 0 && group >= in.groups) return;
+            weight = dot(in.norm + group * GROUP_BYTES, w, weight), bias = dot(in.norm + C * 4 + group * GROUP_BYTES, w, bias);
         }
     }
     __device__ void join(const Tile &t) { x += t.x, weight += t.weight, bias += t.bias; }
     static __device__ float across(float v) {
-        v += __shfl_xor_sync(ALL_LANES, v, 8);
-        return v + __shfl_xor_sync(ALL_LANES, v, 16);
+        v += __shfl_xor_sync(ALL_LANES, v, 1);
+        return v + __shfl_xor_sync(ALL_LANES, v, 2);
     }
     template <Stage S, u32 KIND, u32 ROW> __device__ void store(float *partial, u32 lane) const {
         float a = across(x), b = normed(S) ? across(weight) : 0, c = normed(S) ? across(bias) : 0;
-        if (lane >= TILE_ROWS) return;
-        partial[lane * ROW] = a;
-        if (normed(S)) partial[KIND + lane * ROW] = b, partial[2 * KIND + lane * ROW] = c;
+        if (lane % 4 != 0) return;
+        partial += lane / 4 * ROW;
+        partial[0] = a;
+        if (normed(S)) partial[KIND] = b, partial[2 * KIND] = c;
     }
 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::grid_layout::{GridLayout, THREADS};
+use super::grid_layout::GridLayout;
 use super::{Generation, LayerState, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
@@ -63,7 +63,7 @@ impl Loaded {
     fn launch(&self) -> Launch {
         Launch {
             grid: [self.layout.blocks() as u32, 1, 1],
-            threads: THREADS as u32,
+            threads: self.layout.threads() as u32,
             shared_bytes: self.layout.shared_bytes() as u32,
             start: Start::Cooperative,
         }
@@ -86,7 +86,7 @@ impl Loaded {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &mut count,
                 self.function,
-                THREADS as i32,
+                self.layout.threads() as i32,
                 shared_bytes,
             )
         };

@@ -20,18 +20,16 @@ pub struct GridLayout {
 
 /// Warps of a block that multiply; with more, registers spill.
 const WARPS: usize = 8;
-/// Threads of a block: two warps more finish, one fetches.
-pub(crate) const THREADS: usize = (WARPS + 3) * 32;
 /// Shared memory that sampling has of its own, and what aligning the rest takes.
 const STATIC_BYTES: usize = 256;
-/// Columns multiplied at a time, and rows.
-const STEP: usize = 16;
+/// Bytes of a row that are multiplied at a time, and rows.
+const GROUP_BYTES: usize = 64;
 const TILE_ROWS: usize = 8;
-/// Rows added up at a time.
-const PASS_ROWS: usize = 48;
+/// Rows that a finishing warp adds up at a time.
+const FINISHER_ROWS: usize = 24;
 /// Copies of the words that all blocks read.
 const REPLICAS: usize = 6;
-/// Consumers read two words a piece and merge them: more pieces cost more than they bring.
+/// Consumers read all pieces and merge them: more cost more than they bring.
 const SPLITS_MAX: usize = 6;
 /// Below this, recorded steps keep up: handing results from block to block takes as long as reading the weights.
 const WEIGHT_BYTES_MIN: usize = 64 << 20;
@@ -54,12 +52,15 @@ impl GridLayout {
             return None;
         }
         let shared_bytes = (shared_bytes_max - STATIC_BYTES) / 16 * 16;
-        // A task of attention, a head's piece, has a block of its own; its warps take 16 positions each at a time, and where that is all of
-        // the piece, a smaller piece gains nothing.
-        let splits = (multiprocessors / heads).min(context.div_ceil(WARPS * 16)).clamp(1, SPLITS_MAX);
+        // A task of attention, a head's piece, has a block of its own, whose warps take 16 positions each at a time. No more pieces than
+        // make the last position's rounds fewer: consumers read them all.
+        let at_once = WARPS * 16;
+        let most = (multiprocessors / heads).min(context.div_ceil(at_once)).clamp(1, SPLITS_MAX);
+        let rounds = context.div_ceil(at_once * most);
+        let splits = context.div_ceil(at_once * rounds);
         let layout = Self { shape, element_bytes, blocks: multiprocessors, shared_bytes, splits };
         let head_bytes = channels / heads * element_bytes;
-        let even = channels % STEP == 0 && width % STEP == 0 && head_bytes.is_multiple_of(16);
+        let even = channels % 16 == 0 && width % 16 == 0 && head_bytes.is_multiple_of(16);
         // The device code counts rows times blocks in 32 bits.
         let counted = vocab.max(3 * channels).max(width) < u32::MAX as usize / (multiprocessors + 1);
         (even && counted && head_bytes <= 32 * 16 && layout.shared_bytes_needed() <= shared_bytes)
@@ -80,25 +81,52 @@ impl GridLayout {
         let ModelShape { channels, heads, width, .. } = self.shape;
         let (wide, pack) = (3, 12 / self.element_bytes);
         let head_words = (channels / heads).div_ceil(pack);
-        let attention = 3 * heads * head_words + heads * self.splits * (head_words + 1);
+        let core_pack = if self.element_bytes == 2 { 4 } else { 1 };
+        let attention = 3 * heads * head_words + self.splits * channels / core_pack;
         let rows = 2 * channels.div_ceil(wide) + width.div_ceil(pack);
-        2 * REPLICAS * (attention + rows + 2 * self.blocks + 1)
+        2 * REPLICAS * (attention + rows + self.finishers() * self.blocks + 1)
+    }
+
+    /// Rows of a block in the stage that has most.
+    fn rows_max(&self) -> usize {
+        let ModelShape { channels, heads, width, vocab, .. } = self.shape;
+        let pack = 12 / self.element_bytes;
+        let head_words = (channels / heads).div_ceil(pack);
+        let stages = [
+            (3 * heads * head_words, pack),
+            (channels.div_ceil(3), 3),
+            (width.div_ceil(pack), pack),
+            (vocab, 1),
+        ];
+        stages.map(|(words, rows)| words.div_ceil(self.blocks) * rows).into_iter().max().unwrap_or(0)
+    }
+
+    /// Warps of a block that finish: three, measured to be faster, but where their sums would take room from the ring.
+    fn finishers(&self) -> usize {
+        if self.rows_max() <= 2 * FINISHER_ROWS { 3 } else { 2 }
+    }
+
+    /// Threads of a block: one more warp fetches.
+    pub(crate) fn threads(&self) -> usize {
+        (WARPS + self.finishers() + 1) * 32
     }
 
     /// At least what a block's shared memory takes, with a ring that holds no more than the tile at hand.
     fn shared_bytes_needed(&self) -> usize {
         let ModelShape { channels, heads, width, .. } = self.shape;
         let (bytes, head) = (self.element_bytes, channels / heads);
-        let steps = |columns: usize| (columns / STEP).div_ceil(WARPS);
-        let (step, wide_step) = if bytes == 2 { (128, 32) } else { (64, 64) };
-        let inputs = WARPS * (steps(channels) * step + steps(width) * wide_step);
-        let queries = WARPS * head.max(steps(channels) * STEP) * 4;
-        let partial = 2 * 3 * PASS_ROWS * (WARPS + 4) * 4;
-        let core = (WARPS + 2) * (head + 4) * 4;
+        let group_bytes =
+            |columns: usize| (columns * bytes).div_ceil(GROUP_BYTES).div_ceil(WARPS) * GROUP_BYTES;
+        // In bf16, columns of the residual stream have two parts.
+        let inputs = WARPS * (4 / bytes * group_bytes(channels) + group_bytes(width));
+        let (queries, stream) = (WARPS * head * 4, channels * 4);
+        let pass_rows = self.rows_max().next_multiple_of(TILE_ROWS).min(self.finishers() * FINISHER_ROWS);
+        let partial = 2 * 3 * pass_rows * (WARPS + 4) * 4;
+        let core = (WARPS + self.finishers()) * (head + 4) * 4;
         let own = (channels.div_ceil(3).div_ceil(self.blocks) * 3).div_ceil(4) * 16;
-        let (small, norms) = (5 * WARPS * 8, 4 * channels * bytes);
+        let (small, norms) = (3 * WARPS * 8, 4 * channels * bytes);
         let (slot, slots) = self.ring();
-        inputs + queries + partial + core + own + small + norms + 8 * 10 + slots * (slot + 16)
+        inputs + queries + partial + core + own + stream + small + norms + 8 * 11 + slots * (slot + 16)
     }
 
     /// Bytes of a slot of the ring, and slots that a tile takes.
@@ -112,11 +140,10 @@ impl GridLayout {
                 n.clamp(1, 2)
             }
         };
-        let stride = |columns: usize| columns * self.element_bytes + 16;
+        let stride = |columns: usize| (columns * self.element_bytes + 63) / 128 * 128 + 64;
         let (narrow, wide) = (stride(self.shape.channels), stride(self.shape.width));
         let least = wide.max(narrow * if narrow * 8 <= 13 * 1024 { 8 } else { 4 });
-        let padding = 16 * power_below(least / wide);
-        let slot = (least - padding).div_ceil(128) * 128 + padding;
+        let slot = least.div_ceil(128) * 128 + if least < 2 * wide { 64 } else { 0 };
         (slot, TILE_ROWS / power_below(slot / wide).min(power_below(slot / narrow)))
     }
 
@@ -155,6 +182,7 @@ impl GridLayout {
             ("GRID_HALF", usize::from(self.element_bytes == 2)),
             ("GRID_BLOCKS", self.blocks),
             ("GRID_WARPS", WARPS),
+            ("GRID_FINISHERS", self.finishers()),
             ("GRID_SPLITS", self.splits),
             ("GRID_SHARED", self.shared_bytes),
             ("GRID_EXCHANGE_WORDS", self.exchange_words()),
@@ -183,8 +211,10 @@ mod tests {
     fn layouts_are_those_of_large_models_and_of_no_odd_one() {
         let splits = |shape| layout(shape, 2, HOPPER).map(|found| found.splits);
         assert_eq!(splits(WIDE), Some(2));
-        assert_eq!(splits(ModelShape { heads: 12, context: 1024, vocab: 50257, ..WIDE }), Some(6));
-        assert_eq!(splits(XL), Some(5));
+        assert_eq!(splits(ModelShape { heads: 12, context: 1024, vocab: 50257, ..WIDE }), Some(4));
+        assert_eq!(splits(XL), Some(4));
+        let finishers = |shape| layout(shape, 2, HOPPER).map(|found| found.finishers());
+        assert_eq!((finishers(WIDE), finishers(XL)), (Some(3), Some(2)));
         assert!(layout(WIDE, 4, HOPPER).is_some());
         assert!(layout(WIDE, 2, (170, 101_376)).is_some());
         assert_eq!(layout(XL, 2, (170, 101_376)), None, "a ring does not fit");
@@ -214,9 +244,9 @@ mod tests {
     /// Without this, the plan could promise less than the kernel writes.
     #[test]
     fn words_are_those_counted_by_hand() {
-        // A head of 96 is 16 words; tasks leave one more.
-        let attention = 3 * 8 * 16 + 8 * 2 * 17;
-        let copy = attention + 256 + 512 + 256 + 2 * 132 + 1;
+        // A head of 96 is 16 words of six values, and of each of two pieces 24 of four.
+        let attention = 3 * 8 * 16 + 8 * 2 * 24;
+        let copy = attention + 256 + 512 + 256 + 3 * 132 + 1;
         assert_eq!(layout(WIDE, 2, HOPPER).unwrap().exchange_words(), 12 * copy);
     }
 }
