@@ -300,7 +300,8 @@ __device__ u32 Decoder::head(u32 step) {
         }
     meet(); // the noise is there
     await<LOGITS>();
-    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(s.rule, {}, s.logits, s.noise);
+    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(s.rule, {}, [&](u32 token) { return s.noise[token]; });
+    scores.read(s.logits);
     u32 token = scores.pick();
     if (rank == 0 && threadIdx.x < V) a.logits[threadIdx.x] = s.logits[threadIdx.x];
     return token;
