@@ -280,7 +280,7 @@ __device__ void Decoder::mlp(u32 layer) {
 
 // logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.
 __device__ u32 Decoder::head(u32 step) {
-    if (s.rule.temperature != 0 && threadIdx.x < V) s.noise[threadIdx.x] = gumbel(threadIdx.x, step, s.rule);
+    if (!s.rule.greedy && threadIdx.x < V) s.noise[threadIdx.x] = gumbel(threadIdx.x, step, s.rule);
     if (!HEAD_HELD) load_head();
     Row row;
     await<RESIDUAL>();

@@ -7,9 +7,9 @@
 //
 // A block: GRID_WARPS warps multiply, each its columns of all the block's rows; 2 finish, adding the warps' sums, and send them; 1 fetches
 // weights into the ring (grid_ring.cuh). Per layer five results travel (grid_exchange.cuh): q, k, v to the tasks of attention, its result, the
-// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token what each finisher knows of its
-// logits (grid_pick.cuh). Residual
-// rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand in `tokens`.
+// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token what each finisher knows of its logits
+// (grid_pick.cuh). Residual rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand
+// in `tokens`.
 //
 // Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decoder/grid.rs.
 #include "grid_attention.cuh"

@@ -27,7 +27,7 @@ struct Choose {
 
     __device__ Choose(const Sampling &s, float *logits, u32 step) : s(s), logits(logits), step(step), first(share(HEAD, blockIdx.x).first) {}
     __device__ void prepare(u32 row, bool valid) {
-        if (!s.greedy() && !s.few() && valid) noise = gumbel(first + row, step, s);
+        if (!s.greedy && !s.few() && valid) noise = gumbel(first + row, step, s);
     }
     __device__ void operator()(u32 row, float sum, bool valid) {
         if (!valid) return;
@@ -35,7 +35,7 @@ struct Choose {
         logits[first + row] = sum;
         best = max(best, rank(score + noise, first + row)), largest = max(largest, sort_key(score));
     }
-    // Tells all blocks: the largest key of each group, or the best pick.
+    // Tells all blocks: the largest key of each group, or the best pick and the largest key.
     __device__ void send(const Block &b, u32 epoch) {
         u32 finisher = b.warp - WARPS, word[GROUPS];
         if (!tells(blockIdx.x, finisher)) return;
@@ -47,7 +47,7 @@ struct Choose {
             for (u32 i = 0; i < GROUPS; i++) word[i] = __shfl_sync(ALL_LANES, largest, i * RUN);
         } else {
             best = warp_max(best);
-            word[0] = u32(best), word[1] = u32(best >> 32), word[2] = 0;
+            word[0] = u32(best), word[1] = u32(best >> 32), word[2] = warp_max(largest);
         }
         if (b.lane < REPLICAS)
             ::send(words_at(b.g.exchange, AT_PICK, epoch, b.lane) + blockIdx.x * FINISHERS + finisher, word[0], word[1], word[2], epoch);
@@ -86,29 +86,35 @@ __device__ inline u32 least_key(const Sampling &s, const Picking &p) {
         u32 own = 0;
 #pragma unroll
         for (u32 j = 0; j < divide_up(TELLERS, WARP); j++) own += key[j] >= middle;
-        return warp_sum(own);
+        return warp_count(own);
     });
     return max(least, 1u);
 }
 
-// Collects the logits of the groups found, as far as they reach `least`.
+// Collects the logits of the groups found, as far as they reach `least`: a warp for each group, several groups at once.
 __device__ inline void collect(const Sampling &s, Picking &p, const float *logits, u32 least) {
-    constexpr u32 ROWS = divide_up(rows_max(HEAD), PASS_ROWS) * RUN, AHEAD = 8;
-    for (u32 start = threadIdx.x; start < p.count * ROWS; start += AHEAD * Samplers::THREADS) {
-        float logit[AHEAD];
-        u32 token[AHEAD];
+    constexpr u32 ROWS = divide_up(rows_max(HEAD), PASS_ROWS) * RUN, LOADS = divide_up(ROWS, WARP), AT_ONCE = larger(12 / LOADS, 1);
+    for (u32 start = threadIdx.x / WARP; start < p.count; start += AT_ONCE * Samplers::WARPS) {
+        float logit[AT_ONCE][LOADS];
+        u32 token[AT_ONCE][LOADS];
 #pragma unroll
-        for (u32 j = 0; j < AHEAD; j++) {
-            u32 i = start + j * Samplers::THREADS, group = p.group[smaller(i / ROWS, p.count - 1)], block = group / (GROUPS * FINISHERS);
-            u32 row = i % ROWS / RUN * PASS_ROWS + group % (GROUPS * FINISHERS) * RUN + i % RUN;
-            token[j] = share(HEAD, block).first + row;
-            logit[j] = i < p.count * ROWS && row < rows_of(HEAD, block) ? __ldcg(logits + token[j]) : NOT_A_NUMBER;
+        for (u32 g = 0; g < AT_ONCE; g++) {
+            u32 i = start + g * Samplers::WARPS, group = p.group[smaller(i, p.count - 1)], block = group / (GROUPS * FINISHERS);
+            u32 first = share(HEAD, block).first, rows = i < p.count ? rows_of(HEAD, block) : 0;
+#pragma unroll
+            for (u32 l = 0; l < LOADS; l++) {
+                u32 r = threadIdx.x % WARP + l * WARP, row = r / RUN * PASS_ROWS + group % (GROUPS * FINISHERS) * RUN + r % RUN;
+                token[g][l] = first + row;
+                logit[g][l] = r < ROWS && row < rows ? __ldcg(logits + first + row) : NOT_A_NUMBER;
+            }
         }
 #pragma unroll
-        for (u32 j = 0; j < AHEAD; j++) {
-            float score = s.score(logit[j]);
-            if (sort_key(score) >= least) p.candidates.add(token[j], score);
-        }
+        for (u32 g = 0; g < AT_ONCE; g++)
+#pragma unroll
+            for (u32 l = 0; l < LOADS; l++) {
+                float score = s.score(logit[g][l]);
+                if (score >= of_key(least)) p.candidates.add(token[g][l], score);
+            }
     }
 }
 
@@ -136,13 +142,13 @@ __device__ inline u32 pick_of_few(const Block &b, const Sampling &s, const Token
     return p.candidates.complete() ? p.candidates.pick(s, Samplers{p.shared}, t.step) : NOBODY;
 }
 
-// Block 0's pick from all logits, where `best` is the best of all, if that is known.
-__device__ inline u32 pick_alone(const Block &b, const Sampling &s, const Token &t, Picking &p, u64 best) {
+// Block 0's pick from all logits, where `largest` is the largest key that the thread was told, and `best` the best of all, if that is known.
+__device__ inline u32 pick_alone(const Block &b, const Sampling &s, const Token &t, Picking &p, u32 largest, u64 best) {
     uint4 *word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0), v[1];
     if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
         __threadfence();
         StreamedScores<Samplers> scores = {s, {p.shared}, b.g.logits, t.step};
-        u32 token = choose(s, scores, best != 0 ? best : scores.draw(0));
+        u32 token = choose(s, scores, best != 0 ? best : scores.draw(0), of_key(scores.team.max(largest)));
         if (threadIdx.x == 0) send(word, token, 0, 0, t.epoch);
     }
     const uint4 *at[] = {word};
@@ -154,22 +160,25 @@ __device__ inline u32 pick_alone(const Block &b, const Sampling &s, const Token 
 __device__ inline u32 agree(const Block &b, const Sampling &s, const Token &t, u64 *best) {
     Picking &p = *shared<Picking>(AT_PARTIAL);
     uint4 told[TOLD];
+    u32 largest = 0;
     bool sampler = b.warp < Samplers::WARPS;
     if (sampler) hear(b, t, told);
     if (s.few()) {
         sync_workers(); // the sums where the Picking lies have been read
         if (sampler) {
+#pragma unroll
+            for (u32 j = 0; j < TOLD; j++) largest = max(largest, max(told[j].x, max(told[j].y, told[j].z)));
             u32 token = pick_of_few(b, s, t, p, told);
             if (threadIdx.x == 0) best[0] = token;
         }
         sync_workers();
         u32 token = best[0];
-        return token != NOBODY ? token : pick_alone(b, s, t, p, 0);
+        return token != NOBODY ? token : pick_alone(b, s, t, p, largest, 0);
     }
     if (sampler) {
         u64 mine = 0;
 #pragma unroll
-        for (u32 j = 0; j < TOLD; j++) mine = max(mine, u64(told[j].y) << 32 | told[j].x);
+        for (u32 j = 0; j < TOLD; j++) mine = max(mine, u64(told[j].y) << 32 | told[j].x), largest = max(largest, told[j].z);
         mine = warp_max(mine);
         if (b.lane == 0) best[b.warp] = mine;
     }
@@ -177,5 +186,5 @@ __device__ inline u32 agree(const Block &b, const Sampling &s, const Token &t, u
     u64 best_of_all = best[0];
 #pragma unroll
     for (u32 w = 1; w < Samplers::WARPS; w++) best_of_all = max(best_of_all, best[w]);
-    return s.part() ? pick_alone(b, s, t, p, best_of_all) : token_of(best_of_all);
+    return s.part() ? pick_alone(b, s, t, p, largest, best_of_all) : token_of(best_of_all);
 }

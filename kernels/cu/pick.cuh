@@ -1,9 +1,9 @@
 // How a token is picked from a row of logits: greedy, or temperature, top-k, top-p and a draw by counter-based random numbers.
 //
-// The draw is argmax z - ln(-ln u), u from Philox4x32-10 by (index, step, row): it depends on neither grid nor batch, nor on the logits, so that it
-// is ready before they are. Top-k and top-p need no sort: of all scores the winner is drawn, and where the rule does not keep it, it keeps none as small
-// either: then the next is drawn among the larger ones. That takes 1 + ln(1 / m) draws on average, m being the softmax mass of what is kept.
-// Scores compare as integers that sort as the floats do, masses are summed as integers: ties stay together, and results repeat to the bit, whoever picks.
+// The draw is argmax z - ln(-ln u), u from Philox4x32-10 by (index, step, row): it depends on neither grid nor batch, nor on the logits, so that
+// it is ready before they are. Top-k and top-p need no sort: of all scores the winner is drawn, and where the rule does not keep it, it keeps none
+// as small either, and the next is drawn among the larger ones. That takes 1 + ln(1 / m) draws on average, m being the softmax mass of what is kept.
+// Scores compare as integers that sort as the floats do, and masses are sums of integers: ties stay together, and whoever picks, picks the same.
 #pragma once
 #include "common.cuh"
 
@@ -19,16 +19,22 @@ static_assert(sizeof(OutboxState) == 28, "OutboxState is laid out in Rust");
 // What a block knows of its task.
 struct Sampling {
     u32 vocab, row, top_k, seed_low, seed_high;
-    float temperature, top_p;
+    float temperature, inverse, top_p; // greedy: temperature 1 and no noise
+    bool greedy;
 
-    __device__ bool greedy() const { return temperature == 0; }
-    __device__ bool few() const { return !greedy() && top_k > 0 && top_k < vocab; }
-    __device__ bool part() const { return !greedy() && top_p < 1; }
-    __device__ float score(float logit) const { return greedy() ? logit : logit / temperature; }
+    __device__ bool few() const { return !greedy && top_k > 0 && top_k < vocab; }
+    __device__ bool part() const { return !greedy && top_p < 1; }
+    // logit / temperature, rounded as a division is.
+    __device__ float score(float logit) const {
+        float z = logit * inverse;
+        return fabsf(z) < -MINUS_INFINITY ? fmaf(fmaf(-z, temperature, logit), inverse, z) : z;
+    }
 };
 
 __device__ inline Sampling sampling(u32 vocab, u32 row, const OutboxState &state) {
-    return {vocab, row, state.top_k, state.seed_low, state.seed_high, state.temperature, state.top_p};
+    bool greedy = state.temperature == 0;
+    float temperature = greedy ? 1.0f : state.temperature;
+    return {vocab, row, state.top_k, state.seed_low, state.seed_high, temperature, 1.0f / temperature, state.top_p, greedy};
 }
 
 // A key that orders as the float does; both zeros get one key. NaN sorts below everything.
@@ -40,11 +46,21 @@ __device__ inline u32 sort_key(float x) {
 // The float of a key.
 __device__ inline float of_key(u32 key) { return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key); }
 
+// Whether a score reaches a key's float: none is below key 0, and a NaN is below nothing.
+__device__ inline bool reaches(float score, u32 key) { return !(score < of_key(key)); }
+
 // Largest score first, then the lowest token; above 0.
 __device__ inline u64 rank(float score, u32 token) { return u64(sort_key(score)) << 32 | (0xffffffffu - token); }
 __device__ inline u32 token_of(u64 rank) { return 0xffffffffu - u32(rank); }
 
-// The largest of a warp.
+// The sum and the largest of a warp.
+__device__ inline u32 warp_count(u32 x) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(ALL_LANES, x);
+#else
+    return warp_sum(x);
+#endif
+}
 __device__ inline u32 warp_max(u32 x) {
 #if __CUDA_ARCH__ >= 800
     return __reduce_max_sync(ALL_LANES, x);
@@ -83,8 +99,11 @@ template <u32 BARRIER, u32 COUNT> struct FirstThreads {
         sync();
         return x;
     }
-    template <typename V> __device__ V sum(V x) const {
-        return all(x, [](V v) { return warp_sum(v); }, [](V a, V b) { return a + b; });
+    __device__ u64 sum(u64 x) const {
+        return all(x, [](u64 v) { return warp_sum(v); }, [](u64 a, u64 b) { return a + b; });
+    }
+    __device__ u32 sum(u32 x) const {
+        return all(x, [](u32 v) { return warp_count(v); }, [](u32 a, u32 b) { return a + b; });
     }
     template <typename V> __device__ V max(V x) const {
         return all(x, [](V v) { return warp_max(v); }, [](V a, V b) { return ::max(a, b); });
@@ -96,15 +115,24 @@ struct WholeWarp {
     static constexpr u32 THREADS = WARP;
 
     __device__ static u32 index() { return threadIdx.x % WARP; }
-    template <typename V> __device__ static V sum(V x) { return warp_sum(x); }
+    __device__ static u64 sum(u64 x) { return warp_sum(x); }
+    __device__ static u32 sum(u32 x) { return warp_count(x); }
     template <typename V> __device__ static V max(V x) { return warp_max(x); }
 };
 
-// The softmax mass of a score, relative to that of the largest, in units of 2^-40; that of NaN is none.
-__device__ inline u64 mass_of(float score, float largest) {
-    float mass = score == largest ? 1.0f : expf(score - largest);
-    return mass > 0 ? __float2ull_rn(mass * 1099511627776.0f) : 0;
-}
+// Softmax mass, relative to that of the largest score, in units of 2^-40: of the scores that reach one key, and of those that reach another.
+struct Masses {
+    u64 kept, above;
+
+    // A NaN has no mass.
+    __device__ void add(float score, u32 low, u32 high, float largest) {
+        if (!reaches(score, low)) return;
+        float mass = score == largest ? 1.0f : expf(score - largest);
+        u64 units = mass > 0 ? __float2ull_rn(mass * 1099511627776.0f) : 0;
+        kept += units;
+        if (score >= of_key(high)) above += units;
+    }
+};
 
 // The largest key that `wanted` of the scores reach, where `low` is reached by as many and `high` by fewer. Few rounds find one below it.
 template <typename Count> __device__ u32 kth_key(u32 wanted, u32 low, u32 high, u32 rounds, Count count) {
@@ -116,17 +144,22 @@ template <typename Count> __device__ u32 kth_key(u32 wanted, u32 low, u32 high, 
     return low;
 }
 
-// The token that the rule picks from `scores`, where `first` is the best of all (see `draw`).
-template <typename Scores> __device__ u32 choose(const Sampling &s, const Scores &scores, u64 first) {
+// The token that the rule picks from `scores`, where `first` is the best of all (see `draw`), and `largest` the largest score if top-p is on.
+template <typename Scores> __device__ u32 choose(const Sampling &s, const Scores &scores, u64 first, float largest) {
     if (!s.few() && !s.part()) return token_of(first);
     // Top-p is of the mass that top-k keeps.
     u32 least = s.few() && s.part() ? kth_key(s.top_k, 0, 0xffffffffu, 32, [&](u32 key) { return scores.count(key); }) : 0;
-    float largest = s.part() ? scores.largest() : 0;
-    u64 reached = s.part() ? max(u64(double(s.top_p) * double(scores.mass(least, largest))), u64(1)) : 0;
-    for (u64 best = first;; ) {
-        u32 key = scores.key_of(best);
+    for (u64 best = first;;) {
         // Kept where the scores above it are fewer than top-k, and their mass does not reach top-p.
-        if (key >= least && (s.part() ? scores.mass(key + 1, largest) < reached : scores.count(key + 1) < s.top_k)) return token_of(best);
+        u32 key = scores.key_of(best);
+        bool kept;
+        if (s.part()) {
+            Masses mass = scores.masses(least, key + 1, largest);
+            kept = key >= least && mass.above < max(u64(double(s.top_p) * double(mass.kept)), u64(1));
+        } else {
+            kept = scores.count(key + 1) < s.top_k;
+        }
+        if (kept) return token_of(best);
         best = scores.draw(max(key + 1, least));
     }
 }
@@ -152,7 +185,7 @@ template <u32 HELD, typename Team> struct Scores {
             u32 i = team.index() + j * Team::THREADS;
             if (i >= s.vocab) continue;
             token[j] = i;
-            if (!s.greedy()) noise[j] = noise_of(i);
+            if (!s.greedy) noise[j] = noise_of(i);
         }
     }
     // Reads the logits: after the wait.
@@ -162,31 +195,31 @@ template <u32 HELD, typename Team> struct Scores {
             if (token[j] != NOBODY) score[j] = s.score(logits[token[j]]);
     }
 
-    // How many scores reach a key above 0, and their mass.
+    // How many scores, NaN apart, reach a key; the masses of those that reach two.
     __device__ u32 count(u32 key) const {
         u32 own = 0;
 #pragma unroll
-        for (u32 j = 0; j < HELD; j++) own += sort_key(score[j]) >= key;
+        for (u32 j = 0; j < HELD; j++) own += score[j] >= of_key(key);
         return team.sum(own);
     }
-    __device__ u64 mass(u32 key, float largest) const {
-        u64 own = 0;
+    __device__ Masses masses(u32 low, u32 high, float largest) const {
+        Masses own = {0, 0};
 #pragma unroll
-        for (u32 j = 0; j < HELD; j++) own += sort_key(score[j]) >= key ? mass_of(score[j], largest) : 0;
-        return team.sum(own);
+        for (u32 j = 0; j < HELD; j++) own.add(score[j], low, high, largest);
+        return {team.sum(own.kept), team.sum(own.above)};
     }
     __device__ float largest() const {
-        u32 own = 0;
+        float own = NOT_A_NUMBER;
 #pragma unroll
-        for (u32 j = 0; j < HELD; j++) own = max(own, sort_key(score[j]));
-        return of_key(team.max(own));
+        for (u32 j = 0; j < HELD; j++) own = fmaxf(own, score[j]);
+        return of_key(team.max(sort_key(own)));
     }
     // The best by score and noise among the scores that reach a key; and its key.
     __device__ u64 draw(u32 key) const {
         u64 best = 0;
 #pragma unroll
         for (u32 j = 0; j < HELD; j++)
-            if (sort_key(score[j]) >= key) best = max(best, rank(score[j] + noise[j], token[j]));
+            if (reaches(score[j], key)) best = max(best, rank(score[j] + noise[j], token[j]));
         return team.max(best);
     }
     __device__ u32 key_of(u64 best) const {
@@ -195,7 +228,7 @@ template <u32 HELD, typename Team> struct Scores {
         for (u32 j = 0; j < HELD; j++) own = token[j] == token_of(best) ? sort_key(score[j]) : own;
         return team.max(own);
     }
-    __device__ u32 pick() const { return choose(s, *this, draw(0)); }
+    __device__ u32 pick() const { return choose(s, *this, draw(0), s.part() ? largest() : 0); }
 };
 
 struct Words {
@@ -214,14 +247,21 @@ __device__ inline Words philox(u32 c0, u32 c1, u32 c2, u32 k0, u32 k1) {
     return Words{{c0, c1, c2, c3}};
 }
 
-// -ln(-ln u) of a random word.
-__device__ inline float gumbel(u32 word) {
-    // u = (word / 256 + 1/2) / 2^24 needs 25 bits near 1, where its logarithm is taken of 1 - u instead.
-    float place = float(word >> 8), scale = 5.9604644775390625e-8f, half_way = 8388608.0f;
-    float log_u = place < half_way ? logf((place + 0.5f) * scale) : log1pf(-(2 * half_way - place - 0.5f) * scale);
-    return -logf(-log_u);
+__device__ inline float log_approximate(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y * 0.69314718055994531f;
 }
 
+// -ln(-ln u) of a random word, within 1e-6. u = (word / 256 + 1/2) / 2^24 needs 25 bits near 1, where its logarithm is taken of x = 1 - u instead:
+// -ln(1 - x) = 2 artanh(x / (2 - x)), a series.
+__device__ inline float gumbel(u32 word) {
+    constexpr float SCALE = 5.9604644775390625e-8f;
+    float place = float(word >> 8), x = (16777216.0f - place - 0.5f) * SCALE, s = __fdividef(x, 2.0f - x), t = s * s;
+    float series = fmaf(t, 1.0f / 13, 1.0f / 11);
+    series = fmaf(fmaf(fmaf(fmaf(fmaf(series, t, 1.0f / 9), t, 1.0f / 7), t, 1.0f / 5), t, 1.0f / 3), t, 1.0f);
+    return -log_approximate(x <= 0.5f ? 2 * s * series : -log_approximate((place + 0.5f) * SCALE));
+}
 // That of tokens 4 `quad` to 4 `quad` + 3, and of one token.
 __device__ inline Words random_words(u32 quad, u32 step, const Sampling &s) { return philox(quad, step, s.row, s.seed_low, s.seed_high); }
 __device__ inline float gumbel(u32 token, u32 step, const Sampling &s) {
@@ -236,7 +276,7 @@ template <typename Team> struct StreamedScores {
     const float *logits;
     u32 step;
 
-    // f(token, score) for the thread's share of the row, and NaN past its end.
+    // f(token, logit) for the thread's share of the row, and NaN past its end.
     template <typename F> __device__ void each(F f) const {
         constexpr u32 AHEAD = 8;
         for (u32 start = team.index(); start < s.vocab; start += AHEAD * Team::THREADS) {
@@ -244,47 +284,52 @@ template <typename Team> struct StreamedScores {
 #pragma unroll
             for (u32 j = 0; j < AHEAD; j++) x[j] = start + j * Team::THREADS < s.vocab ? logits[start + j * Team::THREADS] : NOT_A_NUMBER;
 #pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) f(start + j * Team::THREADS, s.score(x[j]));
+            for (u32 j = 0; j < AHEAD; j++) f(start + j * Team::THREADS, x[j]);
         }
     }
     __device__ u32 count(u32 key) const {
         u32 own = 0;
-        each([&](u32, float score) { own += sort_key(score) >= key; });
+        each([&](u32, float logit) { own += s.score(logit) >= of_key(key); });
         return team.sum(own);
     }
-    __device__ u64 mass(u32 key, float largest) const {
-        u64 own = 0;
-        each([&](u32, float score) { own += sort_key(score) >= key ? mass_of(score, largest) : 0; });
-        return team.sum(own);
+    __device__ Masses masses(u32 low, u32 high, float largest) const {
+        Masses own = {0, 0};
+        each([&](u32, float logit) { own.add(s.score(logit), low, high, largest); });
+        return {team.sum(own.kept), team.sum(own.above)};
     }
-    // The key of the thread's largest.
+    // The key of the thread's largest. Scores are in the order of their logits.
     __device__ u32 own_largest() const {
-        u32 own = 0;
-        each([&](u32, float score) { own = max(own, sort_key(score)); });
-        return own;
+        float own = NOT_A_NUMBER;
+        each([&](u32, float logit) { own = fmaxf(own, logit); });
+        return sort_key(s.score(own));
     }
     __device__ float largest() const { return of_key(team.max(own_largest())); }
     __device__ u64 draw(u32 key) const {
-        u64 best = 0;
-        if (s.greedy()) {
-            each([&](u32 token, float score) { best = max(best, rank(score, token)); });
-            return team.max(best);
-        }
+        float best = NOT_A_NUMBER;
+        u32 winner = team.index();
+        auto race = [&](u32 token, float x) {
+            if (!(x <= best) && x == x) best = x, winner = token;
+        };
+        if (s.greedy) each(race);
+        else draw_own(key, race);
+        return team.max(rank(best, winner));
+    }
+    // race(token, score plus noise) for the thread's share, four tokens for each use of the random numbers.
+    template <typename Race> __device__ void draw_own(u32 key, Race race) const {
         for (u32 token = 4 * team.index(); token < s.vocab; token += 4 * Team::THREADS) {
             float score[4];
             bool any = false;
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
                 score[j] = token + j < s.vocab ? s.score(logits[token + j]) : NOT_A_NUMBER;
-                any |= sort_key(score[j]) >= key;
+                any |= reaches(score[j], key);
             }
             if (!any) continue;
             Words words = random_words(token / 4, step, s);
 #pragma unroll
             for (u32 j = 0; j < 4; j++)
-                if (sort_key(score[j]) >= key) best = max(best, rank(score[j] + gumbel(words.word[j]), token + j));
+                if (reaches(score[j], key)) race(token + j, score[j] + gumbel(words.word[j]));
         }
-        return team.max(best);
     }
     __device__ u32 key_of(u64 best) const { return sort_key(s.score(logits[token_of(best)])); }
 };
@@ -323,11 +368,12 @@ template <typename Team> __device__ u32 pick(const Sampling &s, Team team, const
         u32 least = max(kth_key(s.top_k, low, high, 12, [&](u32 key) { return team.count(own >= key); }), 1u);
         if (team.index() == 0) candidates.count = 0;
         team.sync();
-        scores.each([&](u32 token, float score) {
-            if (sort_key(score) >= least) candidates.add(token, score);
+        scores.each([&](u32 token, float logit) {
+            float score = s.score(logit);
+            if (score >= of_key(least)) candidates.add(token, score);
         });
         team.sync();
         if (candidates.complete()) return candidates.pick(s, team, step);
     }
-    return choose(s, scores, scores.draw(0));
+    return choose(s, scores, scores.draw(0), s.part() ? scores.largest() : 0);
 }

@@ -21,7 +21,8 @@ template <u32 HELD> __device__ u32 pick_held(const Sampling &s, const float *log
 }
 
 // Hands over the block's token.
-__device__ inline void deliver(u32 token, u32 issued, volatile u64 *outbox, OutboxState *state, u32 *tokens, Cursor *cursor, const SampleShape &shape) {
+__device__ inline void deliver(u32 token, u32 issued, volatile u64 *outbox, OutboxState *state, u32 *tokens, Cursor *cursor,
+                               const SampleShape &shape) {
     u32 row = blockIdx.x;
     tokens[row] = token;
     outbox[u64(issued % shape.slots) * gridDim.x + row] = u64(issued + 1) << 32 | token;
