@@ -299,8 +299,9 @@ __device__ u32 Decoder::head(u32 step) {
             send(there + offset(s.logits + v), value, there + barrier(LOGITS));
         }
     meet(); // the noise is there
+    Sampling rule = s.rule;
+    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
     await<LOGITS>();
-    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(s.rule, {}, [&](u32 token) { return s.noise[token]; });
     scores.read(s.logits);
     u32 token = scores.pick();
     if (rank == 0 && threadIdx.x < V) a.logits[threadIdx.x] = s.logits[threadIdx.x];

@@ -14,6 +14,9 @@ struct Token {
     u32 id, past, step, epoch; // the epoch of the layer
 };
 
+// Orders what comes before it before what comes after, for all blocks.
+__device__ inline void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // Whether a block's finisher has rows of logits. The last block's first has.
 __device__ inline bool tells(u32 block, u32 finisher) { return rows_of(HEAD, block) > finisher * FINISHER_ROWS; }
 
@@ -39,7 +42,7 @@ struct Choose {
     __device__ void send(const Block &b, u32 epoch) {
         u32 finisher = b.warp - WARPS, word[GROUPS];
         if (!tells(blockIdx.x, finisher)) return;
-        if (s.few() || s.part()) __threadfence(); // others will read the logits
+        if (s.few() || s.part()) fence(); // others will read the logits
         if (s.few()) {
             static_assert(FINISHER_ROWS % GROUPS == 0 && (RUN & (RUN - 1)) == 0 && WARP % RUN == 0, "a group is a run of lanes");
             for (u32 lanes = RUN / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(ALL_LANES, largest, lanes));
@@ -56,7 +59,7 @@ struct Choose {
 
 // A sampler's share of what was told; zeros where there is nothing.
 constexpr u32 TOLD = divide_up(TELLERS, Samplers::THREADS);
-__device__ inline void hear(const Block &b, const Token &t, uint4 (&told)[TOLD]) {
+__device__ inline void hear(const Block &b, const Sampling &s, const Token &t, uint4 (&told)[TOLD]) {
     const uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch, b.block), *at[TOLD];
     bool there[TOLD];
 #pragma unroll
@@ -66,6 +69,7 @@ __device__ inline void hear(const Block &b, const Token &t, uint4 (&told)[TOLD])
         at[j] = words + (there[j] ? i : TELLERS - FINISHERS);
     }
     receive(told, at, t.epoch);
+    if (s.few() || s.part()) fence(); // the finishers have fenced the logits off from what they told
 #pragma unroll
     for (u32 j = 0; j < TOLD; j++)
         if (!there[j]) told[j] = make_uint4(0, 0, 0, 0);
@@ -82,7 +86,7 @@ __device__ inline u32 least_key(const Sampling &s, const Picking &p) {
     }
     low = ~warp_max(~low), high = warp_max(high) + 1;
     if (s.top_k > TELLERS) return 1;
-    u32 least = kth_key(s.top_k, low, high, 12, [&](u32 middle) {
+    u32 least = kth_key(s.top_k, low, high, 8, [&](u32 middle) {
         u32 own = 0;
 #pragma unroll
         for (u32 j = 0; j < divide_up(TELLERS, WARP); j++) own += key[j] >= middle;
@@ -135,18 +139,20 @@ __device__ inline u32 pick_of_few(const Block &b, const Sampling &s, const Token
         if (told[j].y >= least) p.group[atomicAdd(&p.count, 1)] = first + 1;
         if (told[j].z >= least) p.group[atomicAdd(&p.count, 1)] = first + 2;
     }
-    __threadfence(); // the logits were written before their finishers told, with a fence between
     Samplers::sync();
     collect(s, p, b.g.logits, least);
     Samplers::sync();
-    return p.candidates.complete() ? p.candidates.pick(s, Samplers{p.shared}, t.step) : NOBODY;
+    constexpr u32 HELD = Candidates::MAX / Samplers::THREADS;
+    if (!p.candidates.complete()) return NOBODY;
+    // If they are few, every warp picks alone, without barriers.
+    if (p.candidates.count <= HELD * WARP) return p.candidates.pick<HELD>(s, WholeWarp(), t.step);
+    return p.candidates.pick<HELD>(s, Samplers{p.shared}, t.step);
 }
 
 // Block 0's pick from all logits, where `largest` is the largest key that the thread was told, and `best` the best of all, if that is known.
 __device__ inline u32 pick_alone(const Block &b, const Sampling &s, const Token &t, Picking &p, u32 largest, u64 best) {
     uint4 *word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0), v[1];
     if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
-        __threadfence();
         StreamedScores<Samplers> scores = {s, {p.shared}, b.g.logits, t.step};
         u32 token = choose(s, scores, best != 0 ? best : scores.draw(0), of_key(scores.team.max(largest)));
         if (threadIdx.x == 0) send(word, token, 0, 0, t.epoch);
@@ -162,7 +168,7 @@ __device__ inline u32 agree(const Block &b, const Sampling &s, const Token &t, u
     uint4 told[TOLD];
     u32 largest = 0;
     bool sampler = b.warp < Samplers::WARPS;
-    if (sampler) hear(b, t, told);
+    if (sampler) hear(b, s, t, told);
     if (s.few()) {
         sync_workers(); // the sums where the Picking lies have been read
         if (sampler) {

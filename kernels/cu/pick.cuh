@@ -276,13 +276,14 @@ template <typename Team> struct StreamedScores {
     const float *logits;
     u32 step;
 
+    __device__ float read(u32 token) const { return __ldcg(logits + token); }
     // f(token, logit) for the thread's share of the row, and NaN past its end.
     template <typename F> __device__ void each(F f) const {
-        constexpr u32 AHEAD = 8;
+        constexpr u32 AHEAD = 16;
         for (u32 start = team.index(); start < s.vocab; start += AHEAD * Team::THREADS) {
             float x[AHEAD];
 #pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) x[j] = start + j * Team::THREADS < s.vocab ? logits[start + j * Team::THREADS] : NOT_A_NUMBER;
+            for (u32 j = 0; j < AHEAD; j++) x[j] = start + j * Team::THREADS < s.vocab ? read(start + j * Team::THREADS) : NOT_A_NUMBER;
 #pragma unroll
             for (u32 j = 0; j < AHEAD; j++) f(start + j * Team::THREADS, x[j]);
         }
@@ -321,7 +322,7 @@ template <typename Team> struct StreamedScores {
             bool any = false;
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
-                score[j] = token + j < s.vocab ? s.score(logits[token + j]) : NOT_A_NUMBER;
+                score[j] = token + j < s.vocab ? s.score(read(token + j)) : NOT_A_NUMBER;
                 any |= reaches(score[j], key);
             }
             if (!any) continue;
@@ -331,7 +332,7 @@ template <typename Team> struct StreamedScores {
                 if (reaches(score[j], key)) race(token + j, score[j] + gumbel(words.word[j]));
         }
     }
-    __device__ u32 key_of(u64 best) const { return sort_key(s.score(logits[token_of(best)])); }
+    __device__ u32 key_of(u64 best) const { return sort_key(s.score(read(token_of(best)))); }
 };
 
 // Of many scores, those that reach a key which at least top-k of them are known to reach: few, in any order, in shared memory.
@@ -347,8 +348,8 @@ struct Candidates {
     // Whether there are any, and none is missing.
     __device__ bool complete() const { return count > 0 && count <= MAX; }
 
-    template <typename Team> __device__ u32 pick(const Sampling &s, Team team, u32 step) const {
-        constexpr u32 HELD = MAX / Team::THREADS;
+    // By a team that holds HELD a thread: all of them.
+    template <u32 HELD, typename Team> __device__ u32 pick(const Sampling &s, Team team, u32 step) const {
         Scores<HELD, Team> scores(s, team);
 #pragma unroll
         for (u32 j = 0; j < HELD; j++) {
@@ -373,7 +374,7 @@ template <typename Team> __device__ u32 pick(const Sampling &s, Team team, const
             if (score >= of_key(least)) candidates.add(token, score);
         });
         team.sync();
-        if (candidates.complete()) return candidates.pick(s, team, step);
+        if (candidates.complete()) return candidates.pick<Candidates::MAX / Team::THREADS>(s, team, step);
     }
     return choose(s, scores, scores.draw(0), s.part() ? scores.largest() : 0);
 }
