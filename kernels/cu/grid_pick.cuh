@@ -14,9 +14,6 @@ struct Token {
     u32 id, past, step, epoch; // the epoch of the layer
 };
 
-// Orders what comes before it before what comes after, for all blocks.
-__device__ inline void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
 // Whether a block's finisher has rows of logits. The last block's first has.
 __device__ inline bool tells(u32 block, u32 finisher) { return rows_of(HEAD, block) > finisher * FINISHER_ROWS; }
 
@@ -42,7 +39,7 @@ struct Choose {
     __device__ void send(const Block &b, u32 epoch) {
         u32 finisher = b.warp - WARPS, word[GROUPS];
         if (!tells(blockIdx.x, finisher)) return;
-        if (s.few() || s.part()) fence(); // others will read the logits
+        if (s.few() || s.part()) __threadfence(); // others will read the logits
         if (s.few()) {
             static_assert(FINISHER_ROWS % GROUPS == 0 && (RUN & (RUN - 1)) == 0 && WARP % RUN == 0, "a group is a run of lanes");
             for (u32 lanes = RUN / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(ALL_LANES, largest, lanes));
@@ -69,7 +66,7 @@ __device__ inline void hear(const Block &b, const Sampling &s, const Token &t, u
         at[j] = words + (there[j] ? i : TELLERS - FINISHERS);
     }
     receive(told, at, t.epoch);
-    if (s.few() || s.part()) fence(); // the finishers have fenced the logits off from what they told
+    if (s.few() || s.part()) __threadfence(); // the logits were written before their finishers told, with a fence between
 #pragma unroll
     for (u32 j = 0; j < TOLD; j++)
         if (!there[j]) told[j] = make_uint4(0, 0, 0, 0);
@@ -153,6 +150,7 @@ __device__ inline u32 pick_of_few(const Block &b, const Sampling &s, const Token
 __device__ inline u32 pick_alone(const Block &b, const Sampling &s, const Token &t, Picking &p, u32 largest, u64 best) {
     uint4 *word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0), v[1];
     if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
+        __threadfence(); // what was read of the logits before is out of date
         StreamedScores<Samplers> scores = {s, {p.shared}, b.g.logits, t.step};
         u32 token = choose(s, scores, best != 0 ? best : scores.draw(0), of_key(scores.team.max(largest)));
         if (threadIdx.x == 0) send(word, token, 0, 0, t.epoch);

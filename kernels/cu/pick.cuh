@@ -74,17 +74,21 @@ __device__ inline u64 warp_max(u64 x) {
     return u64(high) << 32 | warp_max(u32(x >> 32) == high ? u32(x) : 0);
 }
 
-// Who picks together: the first THREADS threads of a block, which meet at barrier number BARRIER.
+// Who picks together: the first THREADS threads of a block, which meet at barrier number BARRIER. It counts warps: a warp must come whole.
 template <u32 BARRIER, u32 COUNT> struct FirstThreads {
     static constexpr u32 THREADS = COUNT, WARPS = THREADS / WARP;
     u64 *shared; // [WARPS]
 
     __device__ static u32 index() { return threadIdx.x; }
-    __device__ static void sync() { asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory"); }
+    __device__ static void sync() {
+        __syncwarp();
+        asm volatile("barrier.sync.aligned %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+    }
     // How many threads say yes: the barrier counts.
     __device__ static u32 count(bool yes) {
         u32 count;
-        asm volatile("{\n .reg .pred yes;\n setp.ne.u32 yes, %1, 0;\n barrier.red.popc.u32 %0, %2, %3, yes;\n}"
+        __syncwarp();
+        asm volatile("{\n .reg .pred yes;\n setp.ne.u32 yes, %1, 0;\n barrier.red.popc.aligned.u32 %0, %2, %3, yes;\n}"
                      : "=r"(count) : "r"(u32(yes)), "n"(BARRIER), "n"(THREADS) : "memory");
         return count;
     }
@@ -276,14 +280,13 @@ template <typename Team> struct StreamedScores {
     const float *logits;
     u32 step;
 
-    __device__ float read(u32 token) const { return __ldcg(logits + token); }
     // f(token, logit) for the thread's share of the row, and NaN past its end.
     template <typename F> __device__ void each(F f) const {
-        constexpr u32 AHEAD = 16;
+        constexpr u32 AHEAD = 8;
         for (u32 start = team.index(); start < s.vocab; start += AHEAD * Team::THREADS) {
             float x[AHEAD];
 #pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) x[j] = start + j * Team::THREADS < s.vocab ? read(start + j * Team::THREADS) : NOT_A_NUMBER;
+            for (u32 j = 0; j < AHEAD; j++) x[j] = start + j * Team::THREADS < s.vocab ? logits[start + j * Team::THREADS] : NOT_A_NUMBER;
 #pragma unroll
             for (u32 j = 0; j < AHEAD; j++) f(start + j * Team::THREADS, x[j]);
         }
@@ -322,7 +325,7 @@ template <typename Team> struct StreamedScores {
             bool any = false;
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
-                score[j] = token + j < s.vocab ? s.score(read(token + j)) : NOT_A_NUMBER;
+                score[j] = token + j < s.vocab ? s.score(logits[token + j]) : NOT_A_NUMBER;
                 any |= reaches(score[j], key);
             }
             if (!any) continue;
@@ -332,7 +335,7 @@ template <typename Team> struct StreamedScores {
                 if (reaches(score[j], key)) race(token + j, score[j] + gumbel(words.word[j]));
         }
     }
-    __device__ u32 key_of(u64 best) const { return sort_key(s.score(read(token_of(best)))); }
+    __device__ u32 key_of(u64 best) const { return sort_key(s.score(logits[token_of(best)])); }
 };
 
 // Of many scores, those that reach a key which at least top-k of them are known to reach: few, in any order, in shared memory.

@@ -50,7 +50,5 @@ pub fn sample(
     // SAFETY: both take (volatile u64 *outbox, OutboxState *, u32 *tokens, Cursor *, const float *logits, SampleShape); one block a row of
     // `batch`, ring slots are taken modulo `slots`, lengths as above; the caller owns all buffers, and the outbox waits for the
     // stream before it frees the ring.
-    unsafe {
-        device.launch(entry, launch, arguments![ring, state, tokens, cursor, logits, shape])
-    }
+    unsafe { device.launch(entry, launch, arguments![ring, state, tokens, cursor, logits, shape]) }
 }
