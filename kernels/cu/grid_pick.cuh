@@ -6,8 +6,11 @@
 #pragma once
 #include "grid_product.cuh"
 
-// Block-wide barrier of all but the fetching warp.
-__device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }
+// Block-wide barrier of all but the fetching warp; it counts warps, which must come whole.
+__device__ inline void sync_workers() {
+    __syncwarp();
+    asm volatile("barrier.sync.aligned 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory");
+}
 
 // What the warps know of the token at hand.
 struct Token {

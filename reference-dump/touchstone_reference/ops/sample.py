@@ -25,7 +25,7 @@ EDGE_SEED, EDGE_WORD = 4696, 376
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The config of a case but for its seed; `quantum`: logits are multiples of it, so that ties occur."""
+    """The config of a case but for its seed; `quantum`: logits are multiples of it, so that ties occur; `masked`: how many are -inf."""
 
     rows: int
     vocab: int
@@ -34,6 +34,7 @@ class Settings:
     top_p: float = 1.0
     step: int = 0
     quantum: float = 0.0
+    masked: float = 0.0
 
 
 SETTINGS = {
@@ -63,6 +64,9 @@ SETTINGS = {
     "wide_top_k_most_top_p": Settings(rows=3, vocab=2053, temperature=0.9, top_k=1500, top_p=0.7, step=19),
     "widest_top_k": Settings(rows=1, vocab=50257, temperature=2.0, top_k=40, step=20),
     "widest_top_p_small": Settings(rows=1, vocab=50257, temperature=1.5, top_p=0.001, step=21),
+    "masked_top_k": Settings(rows=5, vocab=107, temperature=3.0, top_k=6, step=22, masked=0.5),
+    "wide_masked_top_k": Settings(rows=5, vocab=2053, temperature=6.0, top_k=6, step=23, masked=0.9),
+    "wide_masked_top_p": Settings(rows=5, vocab=2053, temperature=1.5, top_p=0.5, step=24, masked=0.97),
     "single_token": Settings(rows=2, vocab=1, temperature=1.0, step=1),
 }
 BF16 = ("greedy_ties", "top_k_ties", "temperature", "wide_top_k_ties")
@@ -92,6 +96,8 @@ def record(name: str, dtype: str, settings: Settings) -> CaseWriter:
 
 def draw_logits(draw: Draw, settings: Settings) -> Tensor:
     logits = 2 * draw.activations(settings.rows, settings.vocab)
+    if settings.masked:
+        logits[draw.uniform(*logits.shape) < settings.masked] = -torch.inf
     return (logits / settings.quantum).round() * settings.quantum if settings.quantum else logits
 
 
