@@ -7,13 +7,32 @@
 //
 // A block: GRID_WARPS warps multiply, each its columns of all the block's rows; 2 finish, adding the warps' sums, and send them; 1 fetches
 // weights into the ring (grid_ring.cuh). Per layer five results travel (grid_exchange.cuh): q, k, v to the tasks of attention, its result, the
-// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token what each finisher knows of its logits
-// (grid_pick.cuh). Residual rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand
-// in `tokens`.
+// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token each finisher's best pick. Residual
+// rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand in `tokens`.
 //
 // Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decoder/grid.rs.
 #include "grid_attention.cuh"
 #include "grid_pick.cuh"
+
+// Scores that a thread holds where one block must pick, its first multiplying warps; as many as in sample.cu.
+constexpr u32 SCORES_HELD = VOCAB <= Samplers::THREADS ? 1 : VOCAB <= 4 * Samplers::THREADS ? 4 : 0;
+
+// Block-wide barrier of all but the fetching warp.
+__device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }
+
+// What the warps know of the token at hand.
+struct Token {
+    u32 id, past, step, epoch; // the epoch of the layer
+};
+
+// Sampling's rule for the launch. `exact` where one block must see all logits.
+struct Rule {
+    Sampling s;
+    bool exact;
+    __device__ Rule(const OutboxState *state)
+        : s(sampling(VOCAB, 0, *state)),
+          exact(s.few() || s.part()) {}
+};
 
 // The bias of row `row` of a block whose first word is `first`.
 template <Stage S> __device__ float bias_of(const Element *bias, u32 first, u32 row, bool valid) {
@@ -54,6 +73,67 @@ template <Stage S> struct Send {
     }
 };
 
+// Logits: kept, and the best pick among them.
+struct Choose {
+    const Rule &rule;
+    float *logits;
+    u32 step, first;
+    float noise = 0;
+    u64 best = 0;
+
+    __device__ Choose(const Rule &rule, float *logits, u32 step) : rule(rule), logits(logits), step(step), first(share(HEAD, blockIdx.x).first) {}
+    __device__ void prepare(u32 row, bool valid) {
+        if (!rule.s.greedy && !rule.exact && valid) noise = gumbel(first + row, step, rule.s);
+    }
+    __device__ void operator()(u32 row, float sum, bool valid) {
+        if (!valid) return;
+        logits[first + row] = sum;
+        best = max(best, rank(rule.s.score(sum) + noise, first + row));
+    }
+};
+
+// Whether a block's finisher has rows of logits.
+__device__ inline bool picks(u32 block, u32 finisher) { return rows_of(HEAD, block) > finisher * FINISHER_ROWS; }
+
+__device__ inline u64 lanes_best(u64 best) {
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(ALL_LANES, best, lanes));
+    return best;
+}
+
+// All workers agree on the token. `best` is shared memory: a place for each multiplying warp.
+__device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u64 *best) {
+    uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch, b.block), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0);
+    if (b.warp < WARPS) {
+        u64 mine = 0;
+        for (u32 start = b.warp * WARP; start < BLOCKS * FINISHERS; start += WARPS * WARP) {
+            u32 i = start + b.lane;
+            const uint4 *at[] = {words + i};
+            uint4 v[1];
+            bool there = i < BLOCKS * FINISHERS && picks(i / FINISHERS, i % FINISHERS);
+            receive(v, at, t.epoch, there);
+            if (there) mine = max(mine, u64(v[0].y) << 32 | v[0].x);
+        }
+        mine = lanes_best(mine);
+        if (b.lane == 0) best[b.warp] = mine;
+    }
+    sync_workers();
+    u64 pick_of_all = 0;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) pick_of_all = max(pick_of_all, best[w]);
+    if (!rule.exact) return 0xffffffffu - u32(pick_of_all);
+    if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
+        __shared__ u64 shared[Samplers::WARPS];
+        __threadfence(); // the logits were written before the picks were sent, with a fence between
+        LogitScores<SCORES_HELD> scores(rule.s, {shared}, b.g.logits, t.step);
+        u32 token = scores.pick();
+        if (threadIdx.x == 0) send(token_word, token, 0, 0, t.epoch);
+    }
+    const uint4 *at[] = {token_word};
+    uint4 v[1];
+    receive(v, at, t.epoch);
+    return v[0].x;
+}
+
 // A multiplying warp's part of a token.
 __device__ inline void multiply_token(Block &b, u32 &task_count, Token &t) {
     const GridArguments &g = b.g;
@@ -84,7 +164,7 @@ __device__ inline void embed_rows(const Block &b, const Token &t) {
 }
 
 // A finishing warp's part of a token.
-__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const Sampling &rule, Biases &next) {
+__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const Rule &rule, Biases &next) {
     const GridArguments &g = b.g;
     embed_rows(b, t);
     for (u32 l = 0; l < LAYERS; l++) {
@@ -100,7 +180,12 @@ __device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const S
     }
     Choose choose(rule, g.logits, t.step);
     finish<HEAD>(b, choose);
-    choose.send(b, t.epoch);
+    u32 finisher = b.warp - WARPS;
+    if (!picks(blockIdx.x, finisher)) return;
+    if (rule.exact) __threadfence();
+    u64 best = lanes_best(choose.best);
+    if (b.lane < REPLICAS)
+        send(words_at(g.exchange, AT_PICK, t.epoch, b.lane) + blockIdx.x * FINISHERS + finisher, u32(best), u32(best >> 32), 0, t.epoch);
 }
 
 // Block 0 hands the token to the host, and moves what the next launch reads.
@@ -126,7 +211,7 @@ __device__ inline void decode_grid(const GridArguments &g) {
     }
     for (u32 at = threadIdx.x * 16; at < WARPS * INPUT_BYTES; at += THREADS * 16) *shared<uint4>(AT_INPUTS + at) = make_uint4(0, 0, 0, 0);
     Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch};
-    Sampling rule = sampling(VOCAB, 0, *g.rule);
+    Rule rule(g.rule);
     u32 issued = g.rule->issued, task_count = 0, first_epoch = t.epoch;
     __syncthreads();
     if (warp == WARPS + FINISHERS) {

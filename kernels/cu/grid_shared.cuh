@@ -2,7 +2,7 @@
 //
 //   inputs      [WARPS][INPUT_BYTES]  each multiplying warp's columns of the input: see grid_tile.cuh
 //   queries     [WARPS][D] float  the query of a warp's keys; until then, columns on their way into the input
-//   partial     [2][3][PARTIAL_ROWS][ROW_SUMS] float  the warps' sums of a pass, in two places by turns; between tokens, a Picking
+//   partial     [2][3][PARTIAL_ROWS][ROW_SUMS] float  the warps' sums of a pass, in two places by turns
 //   core        [WARPS + FINISHERS][CORE_SUMS] float  the warps' sums of values
 //   residual    [rows_max(OUT)] float  the block's own rows of the residual stream
 //   statistics  [2][WARPS] float2  mean of a warp's columns, and the sum of squares around it
@@ -13,7 +13,6 @@
 //   slots       [SLOTS][SLOT_BYTES]  the ring of weights: whole rows, PAD bytes apart so that eight rows lie in different banks
 #pragma once
 #include "grid_model.cuh"
-#include "pick.cuh"
 
 constexpr u32 PAD = 16;
 __device__ constexpr u32 stride(u32 columns) { return columns * u32(sizeof(Element)) + PAD; }
@@ -29,25 +28,13 @@ __device__ constexpr u32 pass_rows(Stage s) { return smaller(PASS_ROWS, divide_u
 constexpr u32 PARTIAL_ROWS = larger(larger(larger(pass_rows(QKV), pass_rows(OUT)), larger(pass_rows(UP), pass_rows(DOWN))), pass_rows(HEAD));
 constexpr u32 ROW_SUMS = WARPS + 4, KIND_SUMS = PARTIAL_ROWS * ROW_SUMS, PARTIAL_SUMS = 3 * KIND_SUMS, CORE_SUMS = D + 4;
 
-// Who picks where a few logits, or one block, decide: the first multiplying warps.
-typedef FirstThreads<15, 256> Samplers;
-// A finisher tells of its logits in groups: those of RUN neighbouring rows of each pass.
-constexpr u32 TELLERS = BLOCKS * FINISHERS, GROUPS = 3, RUN = FINISHER_ROWS / GROUPS;
-// What the samplers need.
-struct Picking {
-    u64 shared[Samplers::WARPS];
-    u32 largest[TELLERS], count, group[TELLERS * GROUPS]; // keys of the largest scores; the groups that hold candidates
-    Candidates candidates;
-};
-constexpr u32 PARTIAL_BYTES = larger(2 * PARTIAL_SUMS * 4, divide_up(sizeof(Picking), 16) * 16);
-
 // A warp's input: of C columns, with the norm's weight and bias beside them, and of F columns. Steps that a warp does not have stay zero.
 constexpr u32 STEP_BYTES = HALF ? 128 : 64, WIDE_STEP_BYTES = HALF ? 32 : 64, KIND_BYTES = 32;
 constexpr u32 AT_WIDE_INPUT = steps_max(C) * STEP_BYTES, INPUT_BYTES = AT_WIDE_INPUT + steps_max(F) * WIDE_STEP_BYTES;
 constexpr u32 QUERY_SUMS = larger(D, steps_max(C) * STEP);
 
 constexpr u32 AT_INPUTS = 0, AT_QUERIES = AT_INPUTS + WARPS * INPUT_BYTES, AT_PARTIAL = AT_QUERIES + WARPS * QUERY_SUMS * 4;
-constexpr u32 AT_CORE_SUMS = AT_PARTIAL + PARTIAL_BYTES;
+constexpr u32 AT_CORE_SUMS = AT_PARTIAL + 2 * PARTIAL_SUMS * 4;
 constexpr u32 AT_OWN = AT_CORE_SUMS + (WARPS + FINISHERS) * CORE_SUMS * 4, AT_STATISTICS = AT_OWN + divide_up(rows_max(OUT), 4) * 16;
 constexpr u32 AT_SPANS = AT_STATISTICS + 2 * WARPS * 8, AT_BEST = AT_SPANS + WARPS * 8, AT_NORMS = AT_BEST + 2 * WARPS * 8;
 constexpr u32 AT_BARRIERS = AT_NORMS + 2 * 2 * C * sizeof(Element);

@@ -4,6 +4,7 @@
 // it is ready before they are. Top-k and top-p need no sort: of all scores the winner is drawn, and where the rule does not keep it, it keeps none
 // as small either, and the next is drawn among the larger ones. That takes 1 + ln(1 / m) draws on average, m being the softmax mass of what is kept.
 // Scores compare as integers that sort as the floats do, and masses are sums of integers: ties stay together, and whoever picks, picks the same.
+// The grid decoder still searches for thresholds (grid_pick.cuh).
 #pragma once
 #include "common.cuh"
 
@@ -74,33 +75,21 @@ __device__ inline u64 warp_max(u64 x) {
     return u64(high) << 32 | warp_max(u32(x >> 32) == high ? u32(x) : 0);
 }
 
-// Who picks together: the first THREADS threads of a block, which meet at barrier number BARRIER. It counts warps: a warp must come whole.
-template <u32 BARRIER, u32 COUNT> struct FirstThreads {
+// Who picks together: a block of COUNT threads.
+template <u32 COUNT> struct WholeBlock {
     static constexpr u32 THREADS = COUNT, WARPS = THREADS / WARP;
     u64 *shared; // [WARPS]
 
     __device__ static u32 index() { return threadIdx.x; }
-    __device__ static void sync() {
-        __syncwarp();
-        asm volatile("barrier.sync.aligned %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
-    }
-    // How many threads say yes: the barrier counts.
-    __device__ static u32 count(bool yes) {
-        u32 count;
-        __syncwarp();
-        asm volatile("{\n .reg .pred yes;\n setp.ne.u32 yes, %1, 0;\n barrier.red.popc.aligned.u32 %0, %2, %3, yes;\n}"
-                     : "=r"(count) : "r"(u32(yes)), "n"(BARRIER), "n"(THREADS) : "memory");
-        return count;
-    }
     // `join` of all threads' values, of a warp's values by `of_warp`.
     template <typename V, typename OfWarp, typename Join> __device__ V all(V x, OfWarp of_warp, Join join) const {
         x = of_warp(x);
         if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-        sync();
+        __syncthreads();
         x = V(shared[0]);
 #pragma unroll
         for (u32 w = 1; w < WARPS; w++) x = join(x, V(shared[w]));
-        sync();
+        __syncthreads();
         return x;
     }
     __device__ u64 sum(u64 x) const {
@@ -363,20 +352,20 @@ struct Candidates {
     }
 };
 
-// Picks from a row of many logits.
+// Picks from a row of many logits, by a block.
 template <typename Team> __device__ u32 pick(const Sampling &s, Team team, const float *logits, u32 step, Candidates &candidates) {
     StreamedScores<Team> scores = {s, team, logits, step};
     if (s.few() && s.top_k <= Team::THREADS) {
         // As many threads' largest scores reach this key, and so as many scores.
         u32 own = scores.own_largest(), low = ~team.max(~own), high = team.max(own) + 1;
-        u32 least = max(kth_key(s.top_k, low, high, 12, [&](u32 key) { return team.count(own >= key); }), 1u);
+        u32 least = max(kth_key(s.top_k, low, high, 12, [&](u32 key) { return __syncthreads_count(own >= key); }), 1u);
         if (team.index() == 0) candidates.count = 0;
-        team.sync();
+        __syncthreads();
         scores.each([&](u32 token, float logit) {
             float score = s.score(logit);
             if (score >= of_key(least)) candidates.add(token, score);
         });
-        team.sync();
+        __syncthreads();
         if (candidates.complete()) return candidates.pick<Candidates::MAX / Team::THREADS>(s, team, step);
     }
     return choose(s, scores, scores.draw(0), s.part() ? scores.largest() : 0);

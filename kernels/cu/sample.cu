@@ -11,7 +11,7 @@ static_assert(sizeof(SampleShape) == 12, "SampleShape is passed from Rust");
 
 // Picks the row's token; waits for the previous launch in between.
 template <u32 HELD> __device__ u32 pick_held(const Sampling &s, const float *logits, u32 step) {
-    typedef FirstThreads<0, 256> Team;
+    typedef WholeBlock<256> Team;
     __shared__ u64 shared[Team::WARPS];
     Scores<HELD, Team> scores(s, {shared}, [&](u32 token) { return gumbel(token, step, s); });
     release_next();
@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) sample_f32(volatile u64 *ou
 
 extern "C" __global__ void __launch_bounds__(1024, 1) sample_wide_f32(volatile u64 *outbox, OutboxState *state, u32 *tokens, Cursor *cursor,
                                                                       const float *logits, SampleShape shape) {
-    typedef FirstThreads<0, 1024> Team;
+    typedef WholeBlock<1024> Team;
     __shared__ u64 shared[Team::WARPS];
     __shared__ Candidates candidates;
     Sampling s = sampling(shape.vocab, blockIdx.x, *state);
