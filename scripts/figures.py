@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import figures_svg
 from figures_inputs import (
-    LARGEST_RATIO_MAX, OURS, ORACLE_NMSE_MAX, RMS_RATIO_MAX, SUMMARIES, BadInput, Inputs, Memory, Output, Sanitizer, Scenario, Suite, Timing,
+    LARGEST_RATIO_MAX, NEW_TOKENS, OURS, ORACLE_NMSE_MAX, PICTURE, RMS_RATIO_MAX, SUMMARIES, BadInput, Inputs, Memory, Output, Sanitizer, Scenario, Suite, Timing,
     load,
 )  # fmt: skip
 
@@ -69,8 +69,8 @@ def render(inputs: Inputs, commit: str, date: datetime.date) -> dict[str, str]:
     files = {PAGE: "\n\n".join(sections) + "\n"}
     if inputs.outputs is not None and any(output.rule == "gate" for output in inputs.outputs):
         files["error-ratios.svg"] = figures_svg.error_ratios(inputs.outputs)
-    if inputs.timings is not None:
-        files["latency.svg"] = figures_svg.latency(inputs.timings)
+    if inputs.picture is not None:
+        files[PICTURE] = inputs.picture
     return files
 
 
@@ -78,7 +78,7 @@ def title(inputs: Inputs, commit: str, date: datetime.date) -> str:
     """What was measured, on what."""
     looked_at = inputs.looked_at or {}
     gpu = inputs.memory.gpu if inputs.memory and inputs.memory.gpu_present else None
-    device = gpu or next((timing.device for timing in inputs.timings or () if timing.system != OURS), "an unknown device")
+    device = gpu or next((timing.device for timing in inputs.timings or () if timing.system.startswith("pytorch")), "an unknown device")
     facts = [
         ["GPU", looked_at.get("gpu") or gpu or "not known"],
         ["driver", looked_at.get("driver") or "not known"],
@@ -93,27 +93,51 @@ def title(inputs: Inputs, commit: str, date: datetime.date) -> str:
 
 
 def speed(timings: Sequence[Timing] | None) -> str:
-    """Ours and each mode of PyTorch, with the ratio."""
+    """Decoding beside each mode of PyTorch, then all else that was timed."""
     if timings is None:
-        return f"## Decoding speed\n\n{NOT_RUN}"
-    rows, fastest = [], []
-    for timing in timings:
-        ours = next(row for row in timings if (row.model, row.dtype, row.system) == (timing.model, timing.dtype, OURS))
-        mine = timing is ours
-        ratio = "" if mine else f"{times(timing.median_ms / ours.median_ms)} ×"
-        name = figures_svg.system_name(timing.system)
-        figures = [f"{timing.median_ms:.2f}", f"{timing.p90_ms:.2f}", f"{timing.median_ms * 10:.1f}", ratio]
-        rows.append([timing.model, timing.dtype, f"**{name}**" if mine else name, *figures])
-        if mine:
-            peers = [row for row in timings if (row.model, row.dtype) == (timing.model, timing.dtype) and row is not ours]
-            fastest += [min(row.median_ms for row in peers) / ours.median_ms] if peers else []
-    header = ["model", "dtype", "system", "ms for 100 tokens", "90th percentile", "µs a token", "as long as ours"]
+        return f"## Speed\n\n{NOT_RUN}"
+    decoding = [timing for timing in timings if timing.measure == "decode"]
+    others = [timing for timing in timings if timing.measure != "decode"]
+    fastest = []
+    for _, group in grouped(decoding, lambda timing: (timing.model, timing.dtype)):
+        ratios = [timing.times_ours for timing in group if timing.times_ours is not None]
+        fastest += [min(ratios)] if ratios else []
     summary = f"The fastest PyTorch mode takes {span(fastest)} as long as Touchstone. " if fastest else ""
-    return (
-        "## Decoding speed\n\n"
-        f"{summary}Both in one run, at batch 1, sampling included; medians. What the modes are, and how their tokens are checked before they\n"
-        f"are timed: [benches/peers](../benches/peers/README.md).\n\n{table(header, rows, 3)}\n\n![Latency of 100 tokens](latency.svg)"
-    )
+    parts = [
+        "## Speed",
+        f"{summary}Both in one run, at batch 1, {NEW_TOKENS} tokens, sampling included; medians. What the modes are, and how their tokens are\n"
+        "checked before they are timed: [benches/peers](../benches/peers/README.md); the shapes without trained weights: [benches/shapes](../benches/shapes).",
+        table(["model", "dtype", "system", "µs a token", "90th percentile", "of the bandwidth", "as long as ours"], [
+            [timing.model, timing.dtype, bold(timing), f"{timing.median:.1f}", f"{timing.p90:.1f}", share(timing), ratio(timing)] for timing in decoding
+        ], 3),
+        "![Time a token against the bytes it must read](latency.svg)",
+    ]  # fmt: skip
+    if others:
+        parts += [
+            "Along the context, of batches, of prompts and of the program's start; medians. Of prompts, the share is that of the rate of a large matrix product.",
+            table(["model", "dtype", "what", "system", "µs", "", "tokens/s", "share", "beside"], [
+                [timing.model, timing.dtype, f"{timing.measure}: {timing.at}", bold(timing), f"{timing.median:.1f}", timing.unit.removeprefix("us "),
+                 "" if timing.tokens_per_s is None else f"{timing.tokens_per_s:.0f}", share(timing), ratio(timing)] for timing in others
+            ], 4),
+        ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def bold(timing: Timing) -> str:
+    """The system's name, ours set off."""
+    name = timing.system.replace("touchstone", "Touchstone").replace("pytorch", "PyTorch")
+    return f"**{name}**" if timing.system == OURS else name
+
+
+def share(timing: Timing) -> str:
+    return "" if timing.share is None else f"{timing.share:.1%}"
+
+
+def ratio(timing: Timing) -> str:
+    """How long a peer takes beside us, or the end of the context beside its beginning."""
+    if timing.times_ours is not None:
+        return f"{times(timing.times_ours)} ×"
+    return "" if timing.times_first is None else f"{times(timing.times_first)} × the first"
 
 
 def times(ratio: float) -> str:

@@ -20,8 +20,11 @@ SUMMARIES = {
 }
 SUITES = ("functional", "memory")
 OURS = "touchstone"
-# What speed.json must be of, since the page speaks of it.
-NEW_TOKENS = 100
+# What bench printed, in the order of the page, and what it drew.
+SPEEDS = ("speed-bf16.json", "speed-f32.json", "speed-service.json")
+PICTURE = "latency.svg"
+# Tokens of a generation: the page speaks of them.
+NEW_TOKENS = 200
 
 RESULT = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored; .*?(\d+) filtered out", re.M)
 PASSED = re.compile(r"^test (.+?) +\.\.\. ok$", re.M)
@@ -92,14 +95,22 @@ class Memory:
 
 @dataclass(frozen=True)
 class Timing:
-    """A row of speed.json: milliseconds for 100 tokens."""
+    """A row of what bench measured; times in microseconds."""
 
     model: str
-    system: str
     dtype: str
-    median_ms: float
-    p90_ms: float
     device: str
+    measure: str
+    at: str
+    system: str
+    unit: str
+    median: float
+    p90: float
+    # None where the measurement has none.
+    tokens_per_s: float | None
+    share: float | None
+    times_ours: float | None
+    times_first: float | None
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,7 @@ class Inputs:
     outputs: tuple[Output, ...] | None
     memory: Memory | None
     timings: tuple[Timing, ...] | None
+    picture: str | None
     suites: dict[str, Suite | None]
     repeats: dict[str, Suite | None]
     sanitizer: dict[str, Sanitizer | None]
@@ -166,7 +178,8 @@ def load(folder: Path, partial: bool) -> Inputs:
         looked_at=file("doctor.log", lambda text: dict(reversed(LOOKED_AT.findall(text)))),
         outputs=file("functional.json", parse_functional),
         memory=file("memory.json", parse_memory),
-        timings=file("speed.json", parse_speed),
+        timings=joined([file(name, parse_speed) for name in SPEEDS]),
+        picture=file(PICTURE, parse_picture),
         suites={suite: file(f"{suite}.log", parse_suite) for suite in SUITES},
         repeats={suite: file(f"repeat-{suite}.log", parse_suite) for suite in SUITES},
         sanitizer={tool: file(f"sanitizer-{tool}.log", parse_sanitizer) for tool in SUMMARIES},
@@ -186,8 +199,8 @@ def check_one_run(inputs: Inputs) -> None:
             raise BadInput(f"functional.json: {found[0]} outputs, {found[1]} failed; functional.log: {log.compared}: not of one run")
     if inputs.memory is not None and inputs.memory.gpu_present and inputs.timings is not None:
         for timing in inputs.timings:
-            if timing.system != OURS and timing.device != inputs.memory.gpu:
-                raise BadInput(f"memory.json is of {inputs.memory.gpu!r}, speed.json of {timing.device!r}: not of one machine")
+            if timing.system.startswith("pytorch") and timing.device != inputs.memory.gpu:
+                raise BadInput(f"memory.json is of {inputs.memory.gpu!r}, the peers of {timing.device!r}: not of one machine")
 
 
 def parse_functional(text: str) -> tuple[Output, ...]:
@@ -246,15 +259,29 @@ def witnesses(figures: dict[str, Any]) -> tuple[str, ...]:
     return tuple(witness for witness, saw in seen.items() if saw)
 
 
+def joined(parts: list[tuple[Timing, ...] | None]) -> tuple[Timing, ...] | None:
+    """All that there is, or None where there is nothing."""
+    found = [part for part in parts if part is not None]
+    return tuple(timing for part in found for timing in part) if found else None
+
+
 def parse_speed(text: str) -> tuple[Timing, ...]:
-    """What `touchstone bench --json` printed: the decode rows, model by model and dtype by dtype."""
+    """What `touchstone bench --json` printed, model by model and dtype by dtype."""
     models = records(field(record(parse_json(text), "the report"), "models", list), "models")
     timings = tuple(timing for model in models for timing in parse_model(model))
     for timing in timings:
-        ours = [row for row in timings if (row.model, row.dtype, row.system) == (timing.model, timing.dtype, OURS)]
-        if len(ours) != 1 or timing.median_ms <= 0 or timing.p90_ms <= 0:
-            raise BadInput(f"{timing.model} {timing.dtype} {timing.system}: expected times above 0 and one row of {OURS}, found {len(ours)}")
+        where = f"{timing.model} {timing.dtype} {timing.measure} {timing.at} {timing.system}"
+        ours = [row for row in timings if place(row) == place(timing) and row.system == OURS]
+        if len(ours) != 1 or timing.median <= 0 or timing.p90 <= 0:
+            raise BadInput(f"{where}: expected times above 0 and one row of {OURS}, found {len(ours)}")
+        if (timing.times_ours is None) == (timing.system != OURS):
+            raise BadInput(f"{where}: times_ours is {timing.times_ours}: expected of every peer, and of no row of {OURS}")
     return timings
+
+
+def place(timing: Timing) -> tuple[str, str, str, str]:
+    """What a peer's row shares with ours."""
+    return (timing.model, timing.dtype, timing.measure, timing.at)
 
 
 def parse_model(model: dict[str, Any]) -> list[Timing]:
@@ -265,15 +292,26 @@ def parse_model(model: dict[str, Any]) -> list[Timing]:
     ours, peers = field(model, "device", str), field(model, "peers", dict, optional=True)
     timings = []
     for row in records(field(model, "rows", list), "rows"):
-        if field(row, "measure", str) != "decode":
-            continue
-        if field(row, "unit", str) != "us a token":
-            raise BadInput(f"{name} {dtype}: unit is {row['unit']!r}, expected 'us a token'")
         system = field(row, "system", str)
-        median_ms, p90_ms = (field(row, figure, float) * NEW_TOKENS / 1e3 for figure in ("median", "p90"))
-        device = ours if system == OURS else field(record(peers, "peers"), "device", str)
-        timings.append(Timing(name, system, dtype, median_ms, p90_ms, device))
+        device = field(record(peers, "peers"), "device", str) if system.startswith("pytorch") else ours
+        share = figure(row, "bandwidth_share")
+        timings.append(Timing(
+            name, dtype, device, field(row, "measure", str), field(row, "at", str), system, field(row, "unit", str),
+            field(row, "median", float), field(row, "p90", float), figure(row, "tokens_per_s"),
+            figure(row, "matrix_share") if share is None else share, figure(row, "times_ours"), figure(row, "times_first"),
+        ))  # fmt: skip
     return timings
+
+
+def figure(row: dict[str, Any], name: str) -> float | None:
+    """A figure that some measurements lack."""
+    return field(row, name, float) if name in row else None
+
+
+def parse_picture(text: str) -> str:
+    if not text.startswith("<svg"):
+        raise BadInput("is no SVG picture")
+    return text
 
 
 def parse_suite(text: str) -> Suite:

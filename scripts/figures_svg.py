@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from figures_inputs import OURS, RMS_RATIO_MAX, BadInput, Output, Timing
+from figures_inputs import RMS_RATIO_MAX, BadInput, Output
 
 WIDTH, MARGIN = 880, 20
 BACKENDS = ("host-f32", "cuda-f32", "cuda-bf16")
@@ -17,11 +17,11 @@ RATIO_END = 2.3
 
 LIGHT = {
     "card": "#ffffff", "band": "#f4f6f8", "text": "#1f2328", "muted": "#59636e", "grid": "#d8dde3", "line": "#59636e",
-    "bad": "#b3261e", "c0": "#00795c", "c1": "#0065b3", "c2": "#c24e00", "peer": "#6e7781",
+    "bad": "#b3261e", "c0": "#00795c", "c1": "#0065b3", "c2": "#c24e00",
 }  # fmt: skip
 DARK = {
     "card": "#0d1117", "band": "#161b22", "text": "#e6edf3", "muted": "#9198a1", "grid": "#30363d", "line": "#9198a1",
-    "bad": "#ff7b72", "c0": "#3fc59a", "c1": "#58b2ff", "c2": "#ff9e57", "peer": "#9198a1",
+    "bad": "#ff7b72", "c0": "#3fc59a", "c1": "#58b2ff", "c2": "#ff9e57",
 }  # fmt: skip
 
 
@@ -61,47 +61,6 @@ def error_ratios(outputs: Sequence[Output]) -> str:
         y += height
     body += ratio_axis(scale, top, y)
     return document(y + 40, "Error ratios by op, tap and backend", body)
-
-
-def latency(timings: Sequence[Timing]) -> str:
-    """A dot a system at its median, a stroke to its 90th percentile, on a logarithmic axis."""
-    values = [value for timing in timings for value in (timing.median_ms, timing.p90_ms)]
-    low, high = math.log10(min(values)) - 0.08, math.log10(max(values)) + 0.08
-    scale = Scale(230, WIDTH - 190, low, high)
-    body, y = heading(
-        "Milliseconds for 100 tokens, batch 1, sampling included",
-        "lower is better; the axis is logarithmic; dot: median, stroke: to the 90th percentile", 34,
-    )  # fmt: skip
-    top = y = y + 34
-    body.append(text(WIDTH - MARGIN - 10, y - 8, "median · times ours", "s end"))
-    groups = list(dict.fromkeys((timing.model, timing.dtype) for timing in timings))
-    for index, (model, dtype) in enumerate(groups):
-        rows = [timing for timing in timings if (timing.model, timing.dtype) == (model, dtype)]
-        ours = next(timing for timing in rows if timing.system == OURS)
-        height = 24 * len(rows) + 36
-        body += band(index, y, height) + [text(MARGIN + 10, y + 20, f"{model}, {dtype}", "t b")]
-        for row, timing in enumerate(rows):
-            body += latency_row(timing, ours, scale, y + 40 + 24 * row)
-        y += height
-    body += log_axis(scale, top, y)
-    return document(y + 48, "Latency of 100 tokens", body)
-
-
-def latency_row(timing: Timing, ours: Timing, scale: "Scale", y: float) -> list[str]:
-    mine = timing is ours
-    colour, weight = ("c1", " b") if mine else ("peer", "")
-    x, x90 = scale(math.log10(timing.median_ms)), scale(math.log10(timing.p90_ms))
-    figure = f"{significant(timing.median_ms)} ms" + ("" if mine else f" · {significant(timing.median_ms / ours.median_ms)} ×")
-    return [
-        text(scale.start - 12, y + 4, system_name(timing.system), f"t end{weight}"),
-        f'<path class="k-{colour}" stroke-width="2.5" d="M{x:.1f} {y:.1f}H{x90:.1f}M{x90:.1f} {y - 4:.1f}V{y + 4:.1f}"/>',
-        f'<circle class="f-{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if mine else 5}"/>',
-        text(WIDTH - MARGIN - 10, y + 4, figure, f"t end{weight}"),
-    ]
-
-
-def system_name(system: str) -> str:
-    return system.replace("touchstone", "Touchstone").replace("pytorch", "PyTorch")
 
 
 def significant(value: float) -> str:
@@ -172,18 +131,6 @@ def ratio_axis(scale: Scale, top: float, bottom: float) -> list[str]:
         parts.append(f'<path class="{kind}"{dashes} d="M{x:.1f} {top:.1f}V{bottom + 4:.1f}"/>')
         parts.append(text(x, bottom + 17, f"{value:.1f}", "s mid"))
     parts += [text(scale(1.0), top - 6, "PyTorch", "s mid"), text(scale(RMS_RATIO_MAX), top - 6, "limit", "s mid bad")]
-    return parts
-
-
-def log_axis(scale: Scale, top: float, bottom: float) -> list[str]:
-    """Ticks at 1, 2 and 5 of every decade, or at the decades alone where those would crowd."""
-    decades = range(math.floor(scale.low), math.ceil(scale.high) + 1)
-    steps = (1, 2, 5) if scale.high - scale.low < 2.5 else (1,)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    parts = [text((scale.start + scale.end) / 2, bottom + 36, "ms for 100 tokens", "s mid")]
-    for tick in (tick for tick in ticks if scale.low <= math.log10(tick) <= scale.high):
-        x = scale(math.log10(tick))
-        parts += [f'<path class="k-grid" d="M{x:.1f} {top:.1f}V{bottom + 4:.1f}"/>', text(x, bottom + 18, f"{tick:g}", "s mid")]
     return parts
 
 

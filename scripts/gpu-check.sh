@@ -63,9 +63,15 @@ racecheck() {
     return $code
 }
 
+shapes=benches/shapes
+on_chip=(--model models/shakespeare-char-small --model models/shakespeare-char --config $shapes/char-128/config.json --config $shapes/char-256/config.json)
+large=(--config $shapes/gpt-85m/config.json --config $shapes/gpt2-124m/config.json --config $shapes/gpt2-xl/config.json)
+
+# speed NAME OPTION...: what bench measures, into speed-NAME.json.
 speed() {
-    bundle/touchstone bench --model models/shakespeare-char-small --model models/shakespeare-char --device cuda --dtype f32,bf16 \
-        --measure decode --new-tokens 100 --repeats 20 --peers --json >"$out/speed.json"
+    local name=$1
+    shift
+    bundle/touchstone bench --device cuda --new-tokens 200 --json "$@" >"$out/speed-$name.json"
 }
 
 for part in $parts; do
@@ -85,7 +91,10 @@ for part in $parts; do
         check sanitizer-racecheck racecheck
         ;;
     speed)
-        check speed speed
+        check speed-bf16 speed bf16 "${on_chip[@]}" "${large[@]}" --dtype bf16 --measure decode,context,prefill --repeats 5 \
+            --peers --peer-modes compiled --svg "$out/latency.svg"
+        check speed-f32 speed f32 "${on_chip[@]}" --dtype f32 --measure decode,context --repeats 10 --peers
+        check speed-service speed service "${on_chip[@]:0:4}" --dtype bf16,f32 --measure batch,cold-start --repeats 10 --peers
         ;;
     repeat)
         check repeat-functional repeat 50 bundle/functional

@@ -40,8 +40,9 @@ def scenario(name: str, verdict: str, figures_of: dict | None) -> dict:
     return {"scenario": name, "backend": "cuda-f32", "iterations": 100, "figures": figures_of, "verdict": verdict}
 
 
-def timing(system: str, median: float) -> dict:
-    return {"measure": "decode", "system": system, "unit": "us a token", "median": median, "p90": median * 1.25}
+def timing(system: str, median: float, **others: object) -> dict:
+    row = {"measure": "decode", "at": "200 tokens", "system": system, "unit": "us a token", "median": median, "p90": median * 1.25}
+    return row | ({} if system == "touchstone" else {"times_ours": median / 20.0}) | others
 
 
 class Figures(unittest.TestCase):
@@ -70,9 +71,13 @@ class Figures(unittest.TestCase):
             ],
         }
         rows = [timing("touchstone", 20.0), timing("pytorch eager", 900.0), timing("pytorch compiled", 150.0)]
-        rows.append(timing("touchstone", 5e3) | {"measure": "prefill", "unit": "us a prompt"})
-        model = {"model": "m", "dtype": "f32", "device": "cuda:0, GPU X", "new_tokens": 100, "rows": rows, "peers": {"device": "GPU X"}}
+        rows[0]["bandwidth_share"] = 0.0625
+        rows.append(timing("touchstone", 5e3, measure="prefill", at="16 tokens", unit="us a prompt", tokens_per_s=3200.0, matrix_share=0.25))
+        rows.append(timing("touchstone", 24.0, measure="context", at="positions 8 to 9", times_first=1.2))
+        model = {"model": "m", "dtype": "f32", "device": "cuda:0, GPU X", "new_tokens": 200, "rows": rows, "peers": {"device": "GPU X"}}
         self.speed = {"models": [model]}
+        other = {"rows": [timing("touchstone", 2e5, measure="cold-start", at="prompt", unit="us to the first byte")], "peers": None}
+        self.other_speed = {"models": [model | other]}
         self.logs = {"doctor": "ok       driver        driver for CUDA 13.0\nok       gpu           cuda:0: GPU X\n"}
         self.logs |= {"functional": TRIALS.format(9, 0, 1, 0), "memory": TRIALS.format(4, 0, 0, 0)}
         self.logs |= {f"repeat-{suite}": TRIALS.format(4, 0, 0, 0) * 5 for suite in ("functional", "memory")}
@@ -88,7 +93,9 @@ class Figures(unittest.TestCase):
         failed = sum(not row["passed"] for row in self.functional)
         self.logs["functional"] += compared or f"{len(self.functional)} outputs compared, {failed} failed, worst\n"
         files = {f"{name}.log": text for name, text in self.logs.items()}
-        files |= {f"{name}.json": json.dumps(getattr(self, name)) for name in ("functional", "memory", "speed")}
+        files |= {f"{name}.json": json.dumps(getattr(self, name)) for name in ("functional", "memory")}
+        files |= {"speed-f32.json": json.dumps(self.speed), "latency.svg": "<svg xmlns='http://www.w3.org/2000/svg'></svg>"}
+        files |= {f"speed-{name}.json": json.dumps(self.other_speed) for name in ("bf16", "service")}
         for name, text in files.items():
             if name != without:
                 (self.folder / name).write_text(text)
@@ -106,8 +113,11 @@ class Figures(unittest.TestCase):
             "| GPU | cuda:0: GPU X |",
             "| driver | driver for CUDA 13.0 |",
             "| commit | `0123abc` |",
-            "| m | f32 | **Touchstone** | 2.00 | 2.50 | 20.0 |  |",
-            "| m | f32 | PyTorch eager | 90.00 | 112.50 | 900.0 | 45.0 × |",
+            "| m | f32 | **Touchstone** | 20.0 | 25.0 | 6.2% |  |",
+            "| m | f32 | PyTorch eager | 900.0 | 1125.0 |  | 45.0 × |",
+            "| m | f32 | prefill: 16 tokens | **Touchstone** | 5000.0 | a prompt | 3200 | 25.0% |  |",
+            "| m | f32 | context: positions 8 to 9 | **Touchstone** | 24.0 | a token |  |  | 1.20 × the first |",
+            "| m | f32 | cold-start: prompt | **Touchstone** | 200000.0 | to the first byte |  |  |  |",
             "| gelu | f32 | cuda-f32 | 3 | 0.750 | 1.250 | 1.750 | 1.500 | 0 |",
             "| oracle | host-f64 | 1 | 0 | worst mean square error over mean square: 3.0e-30, allowed 1e-24 | gelu |",
             "| functional | 1 | 9 | 0 | 1 |",
@@ -190,11 +200,10 @@ class Figures(unittest.TestCase):
 
     def test_partial_says_what_was_not_run(self) -> None:
         """A missing section could read as one without failures."""
-        self.folder.joinpath("speed.json").unlink(missing_ok=True)
-        code, page, _ = self.attempt("--partial", without="speed.json")
+        code, page, _ = self.attempt("--partial", without="memory.json")
         self.assertEqual(code, 0)
-        self.assertIn("## Decoding speed\n\nnot run\n", page)
-        self.assertFalse((self.out / "latency.svg").exists())
+        self.assertIn("## Memory\n\nnot run\n", page)
+        self.assertEqual(self.attempt("--partial", without="latency.svg")[0], 0)
 
     def test_inputs_of_two_runs_or_machines_do_not_meet(self) -> None:
         """A suite that dies leaves the JSON of the run before beside its own log."""
@@ -216,11 +225,11 @@ class Figures(unittest.TestCase):
         self.functional, self.logs["functional"] = good, log
         speed = self.speed["models"][0]
         for change, said in (
-            ({"new_tokens": 50}, "new_tokens is 50, expected 100"),
+            ({"new_tokens": 50}, "new_tokens is 50, expected 200"),
             ({"peers": None}, "peers is not an object"),
             ({"rows": speed["rows"][1:3]}, "expected times above 0 and one row of touchstone, found 0"),
-            ({"rows": [speed["rows"][0] | {"unit": "us a step"}]}, "unit is 'us a step'"),
-            ({"rows": [{key: speed["rows"][0][key] for key in ("measure", "system", "unit", "p90")}]}, "no field 'median'"),
+            ({"rows": [speed["rows"][0] | {"times_ours": 2.0}]}, "times_ours is 2.0"),
+            ({"rows": [{key: value for key, value in speed["rows"][0].items() if key != "median"}]}, "no field 'median'"),
         ):
             with self.subTest(change=change):
                 self.speed, self.logs["functional"] = {"models": [speed | change]}, log

@@ -262,7 +262,7 @@ fn usage_that_cannot_work_exits_with_2() {
     refuses(&["--measure", "speed"], 2, &["speed"]);
     refuses(&["--repeats", "0"], 2, &[]);
     refuses(&["--batches", "1,0"], 2, &[]);
-    refuses(&["--measure", "prefill", "--peers"], 2, &["--peers", "decode"]);
+    refuses(&["--measure", "context,batch", "--peers"], 2, &["--peers", "decode, prefill and cold-start"]);
     refuses(&["--measure", "prefill", "--svg", "x.svg"], 2, &["--svg", "decode"]);
     refuses(&["--config", &path, "--measure", "cold-start"], 2, &["cold-start", "--config"]);
     refuses(&["--device", "cuda:1", "--peers"], 2, &["--peers", "CUDA_VISIBLE_DEVICES"]);
@@ -276,13 +276,14 @@ fn a_gpu_that_is_not_there_exits_with_3() {
     refuses(&["--config", &path, "--device", "cuda:999"], 3, &["touchstone: no CUDA device: "]);
 }
 
-/// A repository's root whose peer is this shell script; to be run with `--python /bin/sh`.
-fn root_with_peer(script: &str) -> TempDir {
+/// A repository's root whose peers are these shell scripts; to be run with `--python /bin/sh`.
+fn root_with_peers(decode: &str, prefill: &str) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for folder in ["golden/cases", "models", "benches/peers"] {
         fs::create_dir_all(root.path().join(folder)).unwrap();
     }
-    fs::write(root.path().join("benches/peers/decode.py"), script).unwrap();
+    fs::write(root.path().join("benches/peers/decode.py"), decode).unwrap();
+    fs::write(root.path().join("benches/peers/prefill.py"), prefill).unwrap();
     root
 }
 
@@ -296,18 +297,27 @@ fn with_peer(root: &TempDir, path: &str, python: &str) -> Command {
 
 /// Without this, the peer could be timed at other settings than ours, or its figures set against another row.
 #[test]
-fn peers_stand_beside_our_decoding() {
+fn peers_stand_beside_our_figures() {
     let (_folder, path) = written(&config());
-    let root = root_with_peer(
+    let root = root_with_peers(
         r#"echo '{"device": "'"$*"'", "rows": [
             {"mode": "eager", "formulation": null, "us_per_token_median": 5e5, "us_per_token_p90": 6e5, "repeats": 3},
             {"mode": "compiled", "formulation": "sdpa", "us_per_token_median": 4e5, "us_per_token_p90": 7e5, "repeats": 3}]}'"#,
+        r#"echo '{"asked": "'"$*"'", "matrix_flop_per_s": 1e13, "rows": [
+            {"mode": "eager", "tokens": 16, "us_median": 2e6, "us_p90": 3e6, "repeats": 3}]}'"#,
     );
     let report = json_of(with_peer(&root, &path, "/bin/sh"));
     let rows = &report["models"][0]["rows"];
     let systems: Vec<_> =
         rows.as_array().unwrap().iter().map(|row| row["system"].as_str().unwrap()).collect();
-    assert_eq!(systems, ["touchstone", "pytorch eager", "pytorch compiled sdpa", "touchstone"]);
+    let expected = ["touchstone", "pytorch eager", "pytorch compiled sdpa", "touchstone", "pytorch eager"];
+    assert_eq!(systems, expected);
+    assert_eq!(
+        (&rows[4]["prompt"], &rows[4]["median"], &rows[4]["measure"]),
+        (&json!(16), &json!(2e6), &json!("prefill"))
+    );
+    let share = rows[4]["gflop_per_s"].as_f64().unwrap() * 1e9 / 1e13;
+    assert!((rows[4]["matrix_share"].as_f64().unwrap() / share - 1.0).abs() < 1e-9, "{rows}");
     let ratio = rows[2]["times_ours"].as_f64().unwrap() * rows[0]["median"].as_f64().unwrap();
     assert!((ratio - 4e5).abs() < 1.0 && rows[2]["p90"] == 7e5 && rows[2]["measure"] == "decode", "{rows}");
     assert!(rows[1]["bandwidth_share"].is_null(), "our share of the bandwidth is not the peer's");
@@ -322,7 +332,7 @@ fn peers_stand_beside_our_decoding() {
 fn peers_that_cannot_run_exit_with_2() {
     let (_folder, path) = written(&config());
     let stops = |script: &str, python: &str, parts: &[&str]| {
-        let root = root_with_peer(script);
+        let root = root_with_peers(script, "");
         let report: Value =
             serde_json::from_str(&stopped(with_peer(&root, &path, python), 2, parts)).unwrap();
         let model = &report["models"][0];

@@ -4,6 +4,7 @@
 use std::marker::PhantomData;
 
 use touchstone_runtime::Backend;
+use touchstone_runtime::backend::Step;
 use touchstone_runtime::plan::{Entry, Kind};
 
 use crate::error::{Error, Result};
@@ -113,9 +114,15 @@ pub fn ids<B: Backend>(b: &mut B, name: &str, values: &[u32]) -> Result<B::Ids> 
     Ok(ids)
 }
 
-/// A cursor that stands behind `past` positions and `step` sampled tokens.
-pub fn cursor<B: Backend>(b: &mut B, past: usize, step: u32) -> Result<B::Ids> {
-    ids(b, "cursor", &[u32::try_from(past).expect("positions fit u32"), step])
+/// Cursors of `shape.batch` sequences in a pass of `shape.time` positions of their own, behind `past` cached ones.
+pub fn cursor<B: Backend>(b: &mut B, past: usize, shape: Step) -> Result<B::Ids> {
+    let places = vec![[number(past), 0, number(shape.time)]; shape.batch];
+    ids(b, "cursor", places.as_flattened())
+}
+
+/// A position as cursors hold it.
+pub fn number(position: usize) -> u32 {
+    u32::try_from(position).expect("positions fit u32")
 }
 
 #[cfg(test)]

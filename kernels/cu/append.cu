@@ -1,4 +1,4 @@
-// cache[b, h, past + t, d] = x[b, t, h D + d]: moves new keys or values behind the cached ones.
+// cache[b, h, past_b + t, d] = x[b, t, h D + d]: moves new keys or values behind the cached ones.
 //
 // One thread an element of x [B, T, C]. Positions of `context` or more are dropped. Deterministic. Launcher: src/append.rs.
 #pragma once
@@ -16,7 +16,7 @@ template <typename T> __device__ void append(T *cache, const T *x, const Cursor 
     u32 channels = s.heads * s.head_size;
     if (i >= s.batch * s.time * channels) return;
     u32 row = i / channels, channel = i % channels;
-    u32 position = cursor->past + row % s.time;
+    u32 position = cursor[row / s.time].past + row % s.time;
     if (position >= s.context) return;
     u64 head = u64(row / s.time) * s.heads + channel / s.head_size;
     cache[(head * s.context + position) * s.head_size + channel % s.head_size] = x[i];

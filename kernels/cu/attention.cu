@@ -1,4 +1,4 @@
-// y[b, t, h] = sum over s <= past + t of softmax_s(q[b, t, h] . keys[b, h, s] / sqrt(D)) values[b, h, s].
+// y[b, t, h] = sum over s <= past_b + t of softmax_s(q[b, t, h] . keys[b, h, s] / sqrt(D)) values[b, h, s].
 //
 // Grid (T, H, B), one block of 8 warps a query. A head is PARTS quads of four channels (a power of two; missing channels are zero). Each
 // warp walks every eighth group of keys with a running maximum. A group is as many keys as 32 lanes can hold in registers at up to 16 quads a
@@ -156,7 +156,7 @@ __device__ void attention(T *y, const T *q, const T *keys, const T *values, cons
     u32 t = blockIdx.x, h = blockIdx.y, b = blockIdx.z, size = s.head_size;
     u64 place = (u64(b) * s.time + t) * s.heads * size + h * size;
     u64 head = (u64(b) * s.heads + h) * s.context * size;
-    u32 past = cursor->past, first = threadIdx.x / WARP * KEYS, lane_key = threadIdx.x % WARP / Spread<PARTS>::LANES;
+    u32 past = cursor[b].past, first = threadIdx.x / WARP * KEYS, lane_key = threadIdx.x % WARP / Spread<PARTS>::LANES;
     Cache<T> cache = {keys + head, values + head, size, min(past, s.context), min(past + t + 1, s.context)};
     Partial<PARTS> p = {MINUS_INFINITY, 0, {}};
     Scale scale(size);

@@ -45,7 +45,7 @@ __device__ void attention_mma(bf16 *y, const bf16 *q, const bf16 *keys, const bf
     constexpr int DEPTH = PANELS * 4; // slices of 16 channels
     AttentionTiles<PANELS> tiles = {(shared_address(shared) + 1023) / 1024 * 1024};
     u32 first = (gridDim.x - 1 - blockIdx.x) * MMA_TILE, head = blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 channels = s.heads * s.head_size, past = cursor->past; // the cursor changes at the end of a pass only
+    u32 channels = s.heads * s.head_size, past = cursor[blockIdx.z].past;
     u64 rows = u64(blockIdx.z) * s.time, cache = (u64(blockIdx.z) * s.heads + head) * s.context * s.head_size;
     q += rows * channels + head * s.head_size, y += rows * channels + head * s.head_size;
     keys += cache, values += cache;

@@ -22,7 +22,7 @@ __device__ void attention_wgmma(bf16 *y, const TensorMap *q, const TensorMap *ke
     u32 start = blockIdx.x / wave * wave, length = min(wave, gridDim.x - start), place = blockIdx.x - start;
     u32 order = start + (blockIdx.x / wave % 2 ? length - 1 - place : place);
     u32 head = order % s.heads, first = (gridDim.x / s.heads - 1 - order / s.heads) * 64;
-    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, past = cursor->past; // the cursor changes at the end of a pass only
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, past = cursor[blockIdx.y].past;
     u32 seen = min(past + min(first + 64, s.time), s.context), count = (seen + 63) / 64;
     u32 cached = (blockIdx.y * s.heads + head) * s.context; // the head's first row in the cache
     release_next();

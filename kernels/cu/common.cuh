@@ -24,9 +24,10 @@ template <typename T> __device__ T from_float(float x);
 template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) {
 #if __CUDA_ARCH__ >= 800
-    u16 rounded;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
-    return bf16{rounded};
+    // A pair of them is rounded faster than one.
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(0.0f), "f"(x));
+    return bf16{u16(both)};
 #else
     u32 bits = __float_as_uint(x);
     // A NaN must not be rounded up into an infinity.
@@ -99,8 +100,15 @@ __device__ inline void release_next() {
 #endif
 }
 
-// Written back by every launcher's twin in Rust: `past` cached positions, `step` tokens sampled so far.
+// Where a sequence stands; there is one for each sequence of the batch. `past` cached positions, `step` tokens sampled so far, `length`
+// positions of this pass that are the sequence's own, the first ones: what is behind them is padding, computed and never looked at.
+// Changed at the end of a pass only.
 struct Cursor {
-    u32 past;
-    u32 step;
+    u32 past, step, length;
 };
+static_assert(sizeof(Cursor) == 12, "cursors are written from Rust");
+
+// The row of [B, T] that row `row` of an output is made from: the same, or with cursors the last that sequence `row` has of its own.
+__device__ inline u32 source_row(const Cursor *cursor, u32 time, u32 row) {
+    return cursor == nullptr ? row : row * time + cursor[row].length - 1;
+}

@@ -2,9 +2,9 @@
 //
 // Every product's rows are spread evenly over the warps of the cluster, and each block streams its rows through a window (decode_window.cuh).
 // What a warp makes goes at once to every block that needs it, by stores that count themselves on the receiver's barrier. A layer is five such
-// handoffs: q, k, v to the blocks of their head; attention; the residual; hidden; the residual. LayerNorm is computed by every warp and
-// sampling too; a row of the residual stays with the warp that sums it. A head's keys lie with S blocks, key p with number p % S of them, and
-// the receivers merge the S results.
+// handoffs: q, k, v to the blocks of their head, unless these make all of it themselves (LOCAL); attention; the residual; hidden; the residual.
+// LayerNorm is computed by every warp and sampling too; a row of the residual stays with the warp that sums it. A head's keys lie with S blocks,
+// key p with number p % S of them, and the receivers merge the S results.
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
 // Grid: one cluster of N blocks, each of 8 warps that compute and one that fills the window. Needs sm_90. Deterministic.
 // Launcher: src/decoder/cluster.rs.
@@ -30,15 +30,6 @@ __device__ inline float gelu_exact(float x) { return 0.5f * x * (1.0f + erff(x *
 
 // The warps that compute meet.
 __device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
-
-// The largest divisor of `n` up to `limit`.
-__device__ constexpr u32 divisor_up_to(u32 n, u32 limit) {
-    while (n % limit != 0) limit--;
-    return limit;
-}
-
-// Whether a warp's rows of the head stay in registers over all tokens.
-constexpr bool HEAD_HELD = HEAD_ROWS * C * sizeof(Element) <= 1024;
 
 // A warp that computes.
 struct Decoder {
@@ -70,7 +61,7 @@ struct Decoder {
     // What one brings to a block.
     static __device__ constexpr u32 bytes(u32 handoff) {
         return handoff == QKV      ? 3 * D * sizeof(float)
-               : handoff == CORE   ? S * C * sizeof(Element) + S * H * sizeof(float2)
+               : handoff == CORE   ? S * C * sizeof(Element) + S * H * sizeof(Mass)
                : handoff == HIDDEN ? F * sizeof(Element)
                : handoff == LOGITS ? V * sizeof(float)
                                    : C * sizeof(float);
@@ -114,7 +105,7 @@ struct Decoder {
     template <u32 PRODUCT, u32 R, u32 K, typename X, typename Await>
     __device__ void product(float (&sum)[R], X x, Await await_x) {
         constexpr u32 UNITS = R * (K / CHUNK), EACH = Window::bytes(PRODUCT) / UNIT;
-        constexpr u32 HELD = divisor_up_to(EACH, sizeof(Element) == 2 ? 8 : C > 256 ? 3 : 6);
+        constexpr u32 HELD = divisor_up_to(EACH, sizeof(Element) == 2 || C > 256 ? 9 : 6);
         Four<Element> held[2][HELD];
         const Four<Element> *part;
         auto load = [&](u32 unit, Four<Element>(&to)[HELD]) {
@@ -146,9 +137,11 @@ struct Decoder {
 
     __device__ void embed(Row &row, u32 token, u32 position);
     __device__ void attention(Row &row, u32 layer, u32 past);
-    __device__ void core(Element *keys, Element *values, Batch &batch, u32 past);
+    __device__ void send_qkv(float value) const;
+    __device__ void core(Element *keys, Element *values, Batch (&batches)[AHEAD], u32 past);
     __device__ void out(u32 layer);
     __device__ void mlp(u32 layer);
+    __device__ void send_hidden(float value) const;
     __device__ u32 head(u32 step);
 };
 
@@ -168,12 +161,13 @@ __device__ void Decoder::embed(Row &row, u32 token, u32 position) {
     mean = warp_sum(sum) * (1.0f / C);
 }
 
-// q, k and v of ln1(x), to the blocks of their heads; there attention. The cache's first rows are on their way meanwhile.
+// q, k and v of ln1(x), made by the blocks of their heads or sent to them; there attention. The cache's first rows are on their way meanwhile.
 __device__ void Decoder::attention(Row &row, u32 layer, u32 past) {
     u32 head = rank / S, part = rank % S;
     Element *keys = a.keys[layer] + (u64(head) * P + part) * D, *values = a.values[layer] + (u64(head) * P + part) * D;
-    Batch batch;
-    if (head < H) batch.load(keys, values, 0, (past + S - 1 - part) / S);
+    Batch batches[AHEAD];
+    u32 old = (past + S - 1 - part) / S;
+    if (head < H) batches[0].load(keys, values, 0, old);
     float sum[QKV_ROWS] = {};
     product<QKV_PRODUCT, QKV_ROWS, C>(sum, [&](int c) { return row.x[c]; }, [&] {
         if (layer > 0) {
@@ -183,49 +177,67 @@ __device__ void Decoder::attention(Row &row, u32 layer, u32 past) {
         row.center(mean, constants(layer) + GAMMA_1);
     });
     float value = row.normed(sum, ab<QKV_ROWS>(constants(layer) + QKV_AB), a.eps, mean);
+    if (LOCAL) {
+        if (lane < QKV_ROWS) s.qkv[warp * QKV_ROWS + lane] = value;
+        meet();
+    } else {
+        send_qkv(value);
+    }
+    reader.release<QKV_PRODUCT>();
+    if (head < H) {
+#pragma unroll
+        for (int i = 1; i < int(AHEAD); i++) batches[i].load(keys, values, i * BATCH_KEYS, old);
+        if (!LOCAL) await<QKV>();
+        core(keys, values, batches, past);
+    }
+}
+
+// Sends a warp's rows to the blocks of their heads.
+__device__ void Decoder::send_qkv(float value) const {
     u32 mine = lane % LANES<QKV_ROWS>, r = first_row(rank, warp, QKV_ROWS) + mine, at = offset(s.qkv + r / C * D + r % D);
 #pragma unroll
     for (u32 i = 0; i < (S * LANES<QKV_ROWS> + WARP - 1) / WARP; i++) {
         u32 to = lane / LANES<QKV_ROWS> + i * (WARP / LANES<QKV_ROWS>), there = in_block(base(), r % C / D * S + to);
         if (mine < QKV_ROWS && to < S) send(there + at, value, there + barrier(QKV));
     }
-    reader.release<QKV_PRODUCT>();
-    if (head < H) {
-        await<QKV>();
-        core(keys, values, batch, past);
-    }
 }
 
 // softmax(q . keys) values over this block's keys of its head, to all blocks.
-__device__ void Decoder::core(Element *keys, Element *values, Batch &batch, u32 past) {
+__device__ void Decoder::core(Element *keys, Element *values, Batch (&batches)[AHEAD], u32 past) {
     u32 head = rank / S, part = rank % S, old = (past + S - 1 - part) / S;
     bool newest = past % S == part;
-    if (newest && threadIdx.x < 2 * D)
-        (threadIdx.x < D ? keys : values)[u64(old * S) * D + threadIdx.x % D] = from_float<Element>(s.qkv[D + threadIdx.x]);
-    Weighted weighted;
+    Weighted weighted(s.qkv);
 #pragma unroll 1
-    for (u32 first = 0; first < old + newest; first += BATCH * BLOCK_KEYS) {
-        if (first > 0) batch.load(keys, values, first, old);
-        weighted.add(batch, first, old, old + newest, s.qkv);
-    }
-    weighted.leave(s.part[warp]);
-    if (lane == 0) s.part_mass[warp] = make_float2(weighted.most, weighted.mass);
-    meet();
-    // Over the warps, a lane each, of as many channels as there are lanes for.
-    constexpr u32 AT_ONCE = WARP / WARPS;
-    float2 theirs = s.part_mass[lane / AT_ONCE];
-    float most = Weighted::largest_of_warp(theirs.x), weight = theirs.x == MINUS_INFINITY ? 0.0f : power_of_two(theirs.x - most);
-    float mass = stride_sum<AT_ONCE>(weight * theirs.y);
+    for (u32 first = 0; first < old + newest; first += AHEAD * BATCH_KEYS) {
 #pragma unroll
-    for (int channel = 0; channel < int(D / WARPS); channel += AT_ONCE) {
-        u32 first = warp * (D / WARPS) + channel;
-        float sum = stride_sum<AT_ONCE>(weight * s.part[lane / AT_ONCE][first + lane % AT_ONCE]);
-        broadcast<CORE, AT_ONCE>(sum, s.core[part] + head * D + first);
+        for (int i = 0; i < int(AHEAD); i++) {
+            u32 here = first + i * BATCH_KEYS;
+            weighted.add(batches[i], here, old, old + newest, s.qkv);
+            if (BATCHES > AHEAD) batches[i].load(keys, values, here + AHEAD * BATCH_KEYS, old);
+        }
     }
+    weighted.leave(s.part[warp], s.part_mass[warp]);
+    meet();
+    // Over the warps: a warp has an eighth of the channels.
+    constexpr u32 CHANNELS_A_WARP = D / WARPS;
+    u32 first = warp * CHANNELS_A_WARP;
+    int most = NO_SCORE;
+    float mass = 0, sum = 0;
+#pragma unroll
+    for (int i = 0; i < int(WARPS); i++) most = max(most, s.part_mass[i].most);
+#pragma unroll
+    for (int i = 0; i < int(WARPS); i++) {
+        Mass theirs = s.part_mass[i];
+        float weight = whole_power(theirs.most - most);
+        mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, s.part[i][first + lane % CHANNELS_A_WARP], sum);
+    }
+    broadcast<CORE, CHANNELS_A_WARP>(sum, s.core[part] + head * D + first);
     if (warp == 0 && lane < N) {
         u32 there = in_block(base(), lane);
-        send(there + offset(&s.core_mass[part][head]), most, mass, there + barrier(CORE));
+        send(there + offset(&s.core_mass[part][head]), __int_as_float(most), mass, there + barrier(CORE));
     }
+    if (newest && threadIdx.x < 2 * D)
+        (threadIdx.x < D ? keys : values)[u64(old * S) * D + threadIdx.x % D] = from_float<Element>(s.qkv[D + threadIdx.x]);
 }
 
 // x += out(core): a head's S results merged by their masses.
@@ -237,12 +249,13 @@ __device__ void Decoder::out(u32 layer) {
 #pragma unroll
         for (int c = 0; c < int(C / CHUNK); c++) {
             u32 k = c * CHUNK + lane * 4;
-            float2 mass[S];
-            float most = MINUS_INFINITY, total = 0, weight[S];
+            Mass mass[S];
+            int most = NO_SCORE;
+            float total = 0, weight[S];
 #pragma unroll
-            for (int i = 0; i < int(S); i++) mass[i] = s.core_mass[i][k / D], most = fmaxf(most, mass[i].x);
+            for (int i = 0; i < int(S); i++) mass[i] = s.core_mass[i][k / D], most = max(most, mass[i].most);
 #pragma unroll
-            for (int i = 0; i < int(S); i++) weight[i] = power_of_two(mass[i].x - most), total = fmaf(weight[i], mass[i].y, total);
+            for (int i = 0; i < int(S); i++) weight[i] = whole_power(mass[i].most - most), total = fmaf(weight[i], mass[i].mass, total);
             float inverse = reciprocal(total);
             x[c] = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -268,7 +281,8 @@ __device__ void Decoder::mlp(u32 layer) {
         row.center(mean, constants(layer) + GAMMA_2);
     });
     float hidden = gelu_exact(row.normed(sum, ab<UP_ROWS>(constants(layer) + UP_AB), a.eps, mean));
-    broadcast<HIDDEN, UP_ROWS>(hidden, s.hidden + first_row(rank, warp, UP_ROWS));
+    if (HIDDEN_GATHERED) send_hidden(hidden);
+    else broadcast<HIDDEN, UP_ROWS>(hidden, s.hidden + first_row(rank, warp, UP_ROWS));
     reader.release<UP_PRODUCT>();
     float total[OUT_ROWS] = {};
     auto x = [&](int c) { return load4(s.hidden + c * CHUNK + lane * 4); };
@@ -276,6 +290,24 @@ __device__ void Decoder::mlp(u32 layer) {
     own += spread_sum(total) + constants(layer)[DOWN_BIAS + warp * OUT_ROWS + own_row()];
     broadcast<RESIDUAL, OUT_ROWS>(own, s.residual + first_row(rank, warp, OUT_ROWS));
     reader.release<DOWN_PRODUCT>();
+}
+
+// Sends the block's rows of hidden together: a warp's store to neighbouring words of one block travels as one.
+__device__ void Decoder::send_hidden(float value) const {
+    constexpr u32 ROWS = WARPS * UP_ROWS, WORDS = ROWS * sizeof(Element) / sizeof(u32);
+    if (lane < UP_ROWS) s.own_hidden[warp * UP_ROWS + lane] = from_float<Element>(value);
+    meet();
+#pragma unroll
+    for (u32 i = 0; i < (WORDS + WARP - 1) / WARP; i++) {
+        u32 word = i * WARP + lane;
+        if (word >= WORDS) continue;
+        u32 x = reinterpret_cast<const u32 *>(s.own_hidden)[word], at = offset(s.hidden + rank * ROWS) + word * sizeof(u32);
+#pragma unroll
+        for (u32 to = 0; to < N; to += WARPS) {
+            u32 there = in_block(base(), to + warp);
+            send(there + at, x, there + barrier(HIDDEN));
+        }
+    }
 }
 
 // logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.

@@ -193,7 +193,7 @@ __device__ inline void deliver(const GridArguments &g, const Token &t, u32 issue
     g.tokens[0] = t.id;
     g.outbox[issued % g.slots] = u64(issued + 1) << 32 | t.id;
     g.rule->issued = issued + 1;
-    *g.cursor = Cursor{t.past, t.step};
+    g.cursor->past = t.past, g.cursor->step = t.step;
 }
 
 __device__ inline void decode_grid(const GridArguments &g) {

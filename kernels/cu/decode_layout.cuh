@@ -26,10 +26,19 @@ static_assert(V <= 2 * TEAM && V <= 8 * WARP, "a warp has two rows of the head, 
 
 // ---- rows of each product that a warp owns ----
 
-constexpr u32 QKV_ROWS = 3 * C / TEAM, OUT_ROWS = C / TEAM, UP_ROWS = F / TEAM, HEAD_ROWS = (V + TEAM - 1) / TEAM;
+// A small cluster's blocks each make all of q, k and v of their head, although S blocks make the same: that is sooner done than handed over.
+constexpr bool LOCAL = N <= 8 && H * S == N;
+constexpr u32 QKV_ROWS = LOCAL ? 3 * D / WARPS : 3 * C / TEAM, OUT_ROWS = C / TEAM, UP_ROWS = F / TEAM, HEAD_ROWS = (V + TEAM - 1) / TEAM;
 
+// A row of q, then k, then v: row `r` of block `rank`.
+__device__ constexpr u32 qkv_index(u32 rank, u32 r) { return LOCAL ? r / D * C + rank / S * D + r % D : rank * WARPS * QKV_ROWS + r; }
 // The first row of a warp that owns `rows` of each product's rows. In the head it may be V or more: then there is no such row.
 __device__ constexpr u32 first_row(u32 rank, u32 warp, u32 rows) { return (rank * WARPS + warp) * rows; }
+
+// Whether a warp's rows of the head stay in registers over all tokens.
+constexpr bool HEAD_HELD = HEAD_ROWS * C * sizeof(Element) <= 1024;
+// Whether a block gathers its rows of hidden and sends them together: where there are many, for many blocks.
+constexpr bool HIDDEN_GATHERED = N > WARPS && F > 1024;
 
 // ---- a warp's weights of a layer, in the order of their use (decode_pack.cu): bytes ----
 
@@ -53,6 +62,13 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, HIDDEN, LOGITS, HANDOFFS };
 constexpr u32 SLOTS_MAX = 32;
 
+// A softmax so far: its mass relative to 2^most. `most` is a whole number and not below any score, so that sums of different parts of the keys
+// come to one base by exact powers of two.
+struct Mass {
+    int most;
+    float mass;
+};
+
 // What lies in front.
 struct Shared {
     u64 arrived[HANDOFFS];
@@ -60,12 +76,12 @@ struct Shared {
     alignas(16) float residual[C];
     alignas(16) float qkv[3 * D];    // of this block's head
     alignas(16) Element core[S][C];  // weighted values of each part of the keys, with the largest score and the mass of each head
-    float2 core_mass[S][H];
+    Mass core_mass[S][H];
     alignas(16) float middle[C];     // the residual between the sublayers
-    alignas(16) Element hidden[F];
+    alignas(16) Element hidden[F], own_hidden[F / N]; // of all blocks; of this one, gathered
     alignas(16) float logits[V], noise[V];
     alignas(16) float part[WARPS][D]; // of this block's keys, warp by warp
-    float2 part_mass[WARPS];
+    alignas(16) Mass part_mass[WARPS];
     Sampling rule;
     u32 step, issue; // the pick at position p is number step + p of its generation, and issue + p of the outbox
     alignas(16) float constants[CONSTANTS];

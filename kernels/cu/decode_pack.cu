@@ -24,7 +24,7 @@ __device__ inline Element element(const Element *weight, Place place, u32 first,
 __device__ inline Element streamed(const LayerWeights &w, u32 rank, u32 warp, u32 i) {
     if (i < QKV_ROWS * C) {
         Place place(i, QKV_ROWS);
-        return qkv_row(w, first_row(rank, warp, QKV_ROWS) + place.row)[place.column];
+        return qkv_row(w, qkv_index(rank, warp * QKV_ROWS + place.row))[place.column];
     }
     i -= QKV_ROWS * C;
     if (i < OUT_ROWS * C) return element(w.out, Place(i, OUT_ROWS), first_row(rank, warp, OUT_ROWS), C);
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_constants)(flo
     float *mine = all + u64(rank) * CONSTANTS + layer * LAYER_CONSTANTS;
     for (u32 i = threadIdx.x; i < C; i += blockDim.x) mine[GAMMA_1 + i] = to_float(w.norm_1[i]), mine[GAMMA_2 + i] = to_float(w.norm_2[i]);
     for (u32 i = warp; i < WARPS * QKV_ROWS; i += WARPS)
-        norm_row(mine + QKV_AB + 2 * i, qkv_row(w, first_row(rank, 0, QKV_ROWS) + i), w.norm_1, w.norm_1_bias, 0.0f);
+        norm_row(mine + QKV_AB + 2 * i, qkv_row(w, qkv_index(rank, i)), w.norm_1, w.norm_1_bias, 0.0f);
     for (u32 i = warp; i < WARPS * UP_ROWS; i += WARPS) {
         u32 r = first_row(rank, 0, UP_ROWS) + i;
         norm_row(mine + UP_AB + 2 * i, w.up + u64(r) * C, w.norm_2, w.norm_2_bias, to_float(w.up_bias[r]));

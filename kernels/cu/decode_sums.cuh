@@ -14,17 +14,15 @@ __device__ inline float reciprocal(float x) {
     return y;
 }
 
+constexpr int NO_SCORE = -(1 << 30);
+__device__ inline int score_bound(float largest) { return max(__float2int_ru(largest), NO_SCORE); }
+// 2^n for n <= 0, or 0.
+__device__ inline float whole_power(int n) { return __int_as_float(max(n + 127, 0) << 23); }
+
 __device__ constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
 
 // After `spread_sum` of R values, lane l has the sum of value l % LANES<R>.
 template <u32 R> constexpr u32 LANES = ceil_power(R);
-
-// The sum of x over the lanes that are a multiple of R away.
-template <u32 R> __device__ float stride_sum(float x) {
-#pragma unroll
-    for (int lanes = R; lanes < WARP; lanes *= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
-    return x;
-}
 
 // Two sums that every lane gets.
 struct Moments {

@@ -7,6 +7,11 @@
 #include "decode_layout.cuh"
 
 __device__ constexpr u32 common_divisor(u32 a, u32 b) { return b == 0 ? a : common_divisor(b, a % b); }
+// The largest divisor of `n` up to `limit`.
+__device__ constexpr u32 divisor_up_to(u32 n, u32 limit) {
+    while (n % limit != 0) limit--;
+    return limit;
+}
 
 struct Window {
     static constexpr bool STATIC = WINDOW_BYTES >= LAYER_BYTES;

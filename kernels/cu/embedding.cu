@@ -1,4 +1,4 @@
-// y[b, t] = token[tokens[b, t]] + position[past + t]; `position` may be null.
+// y[b, t] = token[tokens[b, t]] + position[past_b + t]; `position` may be null.
 //
 // Grid: one block a row (b, t); a thread takes every blockDim-th channel. Deterministic. Launcher: src/embedding.rs.
 #include "common.cuh"
@@ -15,7 +15,7 @@ __device__ void embedding(float *y, const u32 *tokens, const T *token, const T *
     release_next(); // after the wait: a later kernel of this pass may then read what earlier passes wrote, as attention.cu does
     u32 row = blockIdx.x;
     u32 id = tokens[row];
-    u32 place = cursor->past + row % s.time;
+    u32 place = cursor[row / s.time].past + row % s.time;
     bool known = id < s.vocab && (position == nullptr || place < s.context);
     for (u32 c = threadIdx.x; c < s.channels; c += blockDim.x) {
         float sum = NOT_A_NUMBER;

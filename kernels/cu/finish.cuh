@@ -58,7 +58,7 @@ template <bool GELU> struct Dense {
 struct Append {
     bf16 *y;
     bool cached;
-    u32 past;
+    const Cursor *cursor;
     CacheShape s;
 
     __device__ u32 value(const float *sum, float2) const { return pack(sum[0], sum[1]); }
@@ -67,8 +67,8 @@ struct Append {
         u32 channels = s.heads * s.head_size;
         if (row >= s.batch * s.time || column >= channels) return nullptr;
         if (!cached) return y + u64(row) * channels + column;
-        u32 position = past + row % s.time;
-        u64 head = u64(row / s.time) * s.heads + column / s.head_size;
+        u32 sequence = row / s.time, position = cursor[sequence].past + row % s.time;
+        u64 head = u64(sequence) * s.heads + column / s.head_size;
         return position < s.context ? y + (head * s.context + position) * s.head_size + column % s.head_size : nullptr;
     }
 };

@@ -1,25 +1,25 @@
 // y = (x - mean) / sqrt(var + eps) * weight + bias over rows of `columns`, var the biased variance.
 //
-// One warp a row, four rows a block. Row i of y is made from row first + i * step of x. The mean is corrected once by the mean of the
-// residuals (see row.cuh). Deterministic. Launcher: src/layernorm.rs.
+// One warp a row, four rows a block. Row i of y is made from row i of x, or with cursors from the last of sequence i. The mean is
+// corrected once by the mean of the residuals (see row.cuh). Deterministic. Launcher: src/layernorm.rs.
 //
 // layernorm: any width. layernorm_row: the row is held in registers and read once, and the parameters are read before the previous launch
 // has finished; bfloat16, multiples of four up to 2048.
 #include "row.cuh"
 
 struct LayernormShape {
-    u32 count, first, step, columns;
+    u32 count, time, columns;
     float eps;
 };
-static_assert(sizeof(LayernormShape) == 20, "LayernormShape is passed from Rust");
+static_assert(sizeof(LayernormShape) == 16, "LayernormShape is passed from Rust");
 
 template <typename T>
-__device__ void layernorm(T *y, const float *x, const T *weight, const T *bias, LayernormShape s) {
+__device__ void layernorm(T *y, const float *x, const T *weight, const T *bias, const Cursor *cursor, LayernormShape s) {
     release_next();
     await_previous();
     u32 row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= s.count) return;
-    x += u64(s.first + row * s.step) * s.columns;
+    x += u64(source_row(cursor, s.time, row)) * s.columns;
     y += u64(row) * s.columns;
     float sum = 0;
     for (u32 c = lane; c < s.columns; c += WARP) sum += x[c];
@@ -37,7 +37,9 @@ __device__ void layernorm(T *y, const float *x, const T *weight, const T *bias, 
 }
 
 #define LAYERNORM(T)                                                                                                    \
-    (T * y, const float *x, const T *weight, const T *bias, LayernormShape s) { layernorm<T>(y, x, weight, bias, s); }
+    (T * y, const float *x, const T *weight, const T *bias, const Cursor *cursor, LayernormShape s) {                   \
+        layernorm<T>(y, x, weight, bias, cursor, s);                                                                    \
+    }
 extern "C" __global__ void layernorm_f32 LAYERNORM(float)
 extern "C" __global__ void layernorm_bf16 LAYERNORM(bf16)
 
@@ -52,13 +54,13 @@ template <int CHUNKS> struct RawRow {
 };
 
 template <int CHUNKS>
-__device__ void layernorm_row(bf16 *y, const float *x, const bf16 *weight, const bf16 *bias, LayernormShape s) {
+__device__ void layernorm_row(bf16 *y, const float *x, const bf16 *weight, const bf16 *bias, const Cursor *cursor, LayernormShape s) {
     u32 row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     release_next();
     RawRow<CHUNKS> scales(weight, s.columns), shifts(bias, s.columns);
     await_previous();
     if (row >= s.count) return;
-    Row<CHUNKS> c = load_row<CHUNKS>(x + u64(s.first + row * s.step) * s.columns, s.columns);
+    Row<CHUNKS> c = load_row<CHUNKS>(x + u64(source_row(cursor, s.time, row)) * s.columns, s.columns);
     float sum = 0, residual = 0, square = 0;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) sum += (c.chunk[i].x + c.chunk[i].y) + (c.chunk[i].z + c.chunk[i].w);
@@ -85,7 +87,7 @@ __device__ void layernorm_row(bf16 *y, const float *x, const bf16 *weight, const
 }
 
 extern "C" __global__ void __launch_bounds__(128) layernorm_row_bf16(bf16 *y, const float *x, const bf16 *weight, const bf16 *bias,
-                                                                     LayernormShape s) {
-    if (s.columns <= 512) layernorm_row<4>(y, x, weight, bias, s);
-    else layernorm_row<16>(y, x, weight, bias, s);
+                                                                     const Cursor *cursor, LayernormShape s) {
+    if (s.columns <= 512) layernorm_row<4>(y, x, weight, bias, cursor, s);
+    else layernorm_row<16>(y, x, weight, bias, cursor, s);
 }

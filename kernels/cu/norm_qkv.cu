@@ -1,6 +1,6 @@
 // ln1, the three projections and the append to the cache in one launch, for few rows.
 //
-// q[r] = n Wq^T, keys[b, h, past + t] = n Wk^T, values[b, h, past + t] = n Wv^T with n = layernorm(x[r]). One warp an output of 3 C, which
+// q[r] = n Wq^T, keys[b, h, past_b + t] = n Wk^T, values[b, h, past_b + t] = n Wv^T with n = layernorm(x[r]). One warp an output of 3 C, which
 // normalises the row for itself: cheaper than a hand-over. Grid (ceil(3 C / 8), R), 8 warps a block. C a multiple of 4, at most ROW_MAX.
 // Weights are read before the previous launch has finished. Deterministic. Launcher: src/norm_qkv.rs.
 #include "append.cu"
@@ -27,7 +27,7 @@ __device__ void norm_qkv(T *q, T *keys, T *values, const float *x, NormQkvWeight
     const T *matrix = part == 0 ? w.q : part == 1 ? w.k : w.v;
     Row<CHUNKS> weight = load_row<CHUNKS>(matrix + u64(channel) * channels, channels);
     Norm<CHUNKS> norm(w.norm_weight, w.norm_bias, channels, shape.eps);
-    u32 position = cursor->past + row % s.time; // the cursor changes at the end of a pass only
+    u32 position = cursor[row / s.time].past + row % s.time;
     release_next();
     await_previous();
     Row<CHUNKS> n = load_row<CHUNKS>(x + u64(row) * channels, channels);

@@ -1,6 +1,6 @@
 // How a token is picked from a row of logits: greedy, or temperature, top-k, top-p and a draw by counter-based random numbers.
 //
-// The draw is argmax z - ln(-ln u), u from Philox4x32-10 by (index, step, row): it depends on neither grid nor batch, nor on the logits, so that
+// The draw is argmax z - ln(-ln u), u from Philox4x32-10 by (index, step): it depends on neither grid nor batch, nor on the logits, so that
 // it is ready before they are. Top-k and top-p need no sort: of all scores the winner is drawn, and where the rule does not keep it, it keeps none
 // as small either, and the next is drawn among the larger ones. That takes 1 + ln(1 / m) draws on average, m being the softmax mass of what is kept.
 // Scores compare as integers that sort as the floats do, and masses are sums of integers: ties stay together, and whoever picks, picks the same.
@@ -8,18 +8,22 @@
 #pragma once
 #include "common.cuh"
 
-// The rule of picking, and the counts shared by the blocks of a launch and by successive launches: rows of tokens issued, blocks finished.
-// It lies in device memory, so that a recorded launch serves any rule. A slot of the outbox is (number of the row of tokens + 1) << 32 | token.
-struct OutboxState {
+// The rule of picking of one row. It lies in device memory, so that a recorded launch serves any rule.
+struct SampleRule {
     u32 top_k, seed_low, seed_high;
     float temperature, top_p;
+};
+
+// The counts shared by the blocks of a launch and by successive launches: rows of tokens issued, blocks finished. Behind them lies a rule for
+// each row. A slot of the outbox is (number of the row of tokens + 1) << 32 | token.
+struct OutboxState {
     u32 issued, finished;
 };
-static_assert(sizeof(OutboxState) == 28, "OutboxState is laid out in Rust");
+static_assert(sizeof(SampleRule) == 20 && sizeof(OutboxState) == 8, "both are laid out in Rust");
 
 // What a block knows of its task.
 struct Sampling {
-    u32 vocab, row, top_k, seed_low, seed_high;
+    u32 vocab, top_k, seed_low, seed_high;
     float temperature, inverse, top_p; // greedy: temperature 1 and no noise
     bool greedy;
 
@@ -33,9 +37,10 @@ struct Sampling {
 };
 
 __device__ inline Sampling sampling(u32 vocab, u32 row, const OutboxState &state) {
-    bool greedy = state.temperature == 0;
-    float temperature = greedy ? 1.0f : state.temperature;
-    return {vocab, row, state.top_k, state.seed_low, state.seed_high, temperature, 1.0f / temperature, state.top_p, greedy};
+    SampleRule rule = reinterpret_cast<const SampleRule *>(&state + 1)[row];
+    bool greedy = rule.temperature == 0;
+    float temperature = greedy ? 1.0f : rule.temperature;
+    return {vocab, rule.top_k, rule.seed_low, rule.seed_high, temperature, 1.0f / temperature, rule.top_p, greedy};
 }
 
 // A key that orders as the float does; both zeros get one key. NaN sorts below everything.
@@ -256,7 +261,7 @@ __device__ inline float gumbel(u32 word) {
     return -log_approximate(x <= 0.5f ? 2 * s * series : -log_approximate((place + 0.5f) * SCALE));
 }
 // That of tokens 4 `quad` to 4 `quad` + 3, and of one token.
-__device__ inline Words random_words(u32 quad, u32 step, const Sampling &s) { return philox(quad, step, s.row, s.seed_low, s.seed_high); }
+__device__ inline Words random_words(u32 quad, u32 step, const Sampling &s) { return philox(quad, step, 0, s.seed_low, s.seed_high); }
 __device__ inline float gumbel(u32 token, u32 step, const Sampling &s) {
     Words words = random_words(token / 4, step, s);
     return gumbel(token % 4 == 0 ? words.word[0] : token % 4 == 1 ? words.word[1] : token % 4 == 2 ? words.word[2] : words.word[3]);

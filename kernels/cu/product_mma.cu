@@ -86,8 +86,7 @@ struct Projections {
 extern "C" __global__ void __launch_bounds__(256) qkv_mma_bf16(Projections p, const bf16 *x, const Cursor *cursor, CacheShape s) {
     u32 channels = s.heads * s.head_size, tiles = (channels + MMA_TILE - 1) / MMA_TILE, part = blockIdx.x / tiles;
     const bf16 *weight = part == 0 ? p.weight[0] : part == 1 ? p.weight[1] : p.weight[2];
-    // The cursor changes at the end of a pass only.
-    Append out = {part == 0 ? p.place[0] : part == 1 ? p.place[1] : p.place[2], part > 0, cursor->past, s};
+    Append out = {part == 0 ? p.place[0] : part == 1 ? p.place[1] : p.place[2], part > 0, cursor, s};
     auto store = [&](const float *sum, u32 row, u32 column) { finish<4>(out, sum, row, column); };
     product_mma(x, weight, s.batch * s.time, channels, channels, blockIdx.y * MMA_TILE, (blockIdx.x - part * tiles) * MMA_TILE, store);
 }

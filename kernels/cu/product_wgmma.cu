@@ -144,8 +144,7 @@ struct QkvPlaces {
 template <typename R>
 __device__ void qkv_wgmma(const TensorMap *x, const TensorMap *weight, QkvPlaces to, const Cursor *cursor, CacheShape s) {
     Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.heads * s.head_size)};
-    // The cursor changes at the end of a pass only.
-    Append out = {blockIdx.z == 0 ? to.place[0] : blockIdx.z == 1 ? to.place[1] : to.place[2], blockIdx.z > 0, cursor->past, s};
+    Append out = {blockIdx.z == 0 ? to.place[0] : blockIdx.z == 1 ? to.place[1] : to.place[2], blockIdx.z > 0, cursor, s};
     auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
     product_wgmma(make_ring<R>(), share, store);
 }

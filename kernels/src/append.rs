@@ -5,9 +5,9 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::shape::{CacheShape, groups};
+use crate::shape::{CacheShape, check_cursor, groups};
 
-/// cache[b, h, past + t, d] = x[b, t, h·D + d]; `cache: [B, H, P, D]`, `x: [B, T, C]`, `cursor: [2]`.
+/// cache[b, h, past_b + t, d] = x[b, t, h·D + d]; `cache: [B, H, P, D]`, `x: [B, T, C]`, `cursor: [B, 3]`.
 ///
 /// # Errors
 /// The driver's.
@@ -20,7 +20,7 @@ pub fn append<E: Element>(
 ) -> Result<()> {
     assert!(cache.len() >= shape.cache_len(), "the cache holds {} for {shape:?}", cache.len());
     assert!(x.len() >= shape.pass_len(), "x holds {} for {shape:?}", x.len());
-    assert!(cursor.len() >= 2, "the cursor is past and step");
+    check_cursor(cursor, shape.batch as usize);
     let entry = E::pick(Entry::append_f32, Entry::append_bf16);
     let launch = Launch::new([groups(shape.pass_len(), 256), 1, 1], 256);
     let (cache, x, cursor) = (cache.address(), x.address(), cursor.address());

@@ -8,7 +8,7 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, tensor_cores};
-use crate::shape::{CacheShape, groups};
+use crate::shape::{CacheShape, check_cursor, groups};
 
 /// The widest head that the kernel takes.
 pub const HEAD_SIZE_MAX: usize = 256;
@@ -41,7 +41,7 @@ pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
 const WARPS: u32 = 8;
 
 /// y = softmax(q · keysᵀ / √D) · values over the positions up to each query's own; `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`,
-/// `cursor: [2]`.
+/// `cursor: [B, 3]`.
 ///
 /// # Errors
 /// The driver's.
@@ -67,7 +67,7 @@ pub fn attention<E: Element>(
         "heads of {} are wider than {HEAD_SIZE_MAX}",
         shape.head_size
     );
-    assert!(cursor.len() >= 2, "the cursor is past and step");
+    check_cursor(cursor, shape.batch as usize);
     let aligned = tensor_cores::<E>(device, shape.channels() as usize, shape.head_size as usize);
     let tensor = aligned && shape.head_size <= TENSOR_HEAD_MAX && shape.time >= TENSOR_QUERIES_MIN;
     let (entry, launch) = if tensor {

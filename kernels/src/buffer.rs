@@ -23,14 +23,8 @@ impl<T: Plain> Buffer<T> {
     /// # Errors
     /// The driver's, most often out of memory.
     pub fn zeroed(device: &Device, len: usize) -> Result<Self> {
-        assert!(len > 0, "a buffer has at least one element");
-        let bytes = len * size_of::<T>();
-        device.bind()?;
-        // SAFETY: no precondition; the memory is owned by the value made here.
-        let address = check("cuMemAlloc", unsafe { result::malloc_sync(bytes) })?;
-        let line = Line::enter(Kind::DeviceMemory, bytes);
-        let buffer =
-            Self { address, len, device: device.clone(), _line: line, _elements: std::marker::PhantomData };
+        let buffer = Self::allocate(device, len)?;
+        let (address, bytes) = (buffer.address, len * size_of::<T>());
         // SAFETY: the range is exactly the allocation; the stream is live.
         check("cuMemsetD8Async", unsafe { result::memset_d8_async(address, 0, bytes, device.stream()) })?;
         Ok(buffer)
@@ -41,9 +35,20 @@ impl<T: Plain> Buffer<T> {
     /// # Errors
     /// The driver's.
     pub fn from_slice(device: &Device, values: &[T]) -> Result<Self> {
-        let mut buffer = Self::zeroed(device, values.len())?;
+        let mut buffer = Self::allocate(device, values.len())?;
         buffer.write(values)?;
         Ok(buffer)
+    }
+
+    /// Allocates `len` elements, whatever they may hold.
+    fn allocate(device: &Device, len: usize) -> Result<Self> {
+        assert!(len > 0, "a buffer has at least one element");
+        let bytes = len * size_of::<T>();
+        device.bind()?;
+        // SAFETY: no precondition; the memory is owned by the value made here.
+        let address = check("cuMemAlloc", unsafe { result::malloc_sync(bytes) })?;
+        let line = Line::enter(Kind::DeviceMemory, bytes);
+        Ok(Self { address, len, device: device.clone(), _line: line, _elements: std::marker::PhantomData })
     }
 
     /// Number of elements.
@@ -58,10 +63,20 @@ impl<T: Plain> Buffer<T> {
     /// # Errors
     /// The driver's.
     pub fn write(&mut self, values: &[T]) -> Result<()> {
-        assert!(values.len() <= self.len, "{} values for a buffer of {}", values.len(), self.len);
+        self.write_from(0, values)
+    }
+
+    /// Copies `values` to the elements from `first` on.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(crate) fn write_from(&mut self, first: usize, values: &[T]) -> Result<()> {
+        let end = first + values.len();
+        assert!(end <= self.len, "{} values from {first} on for a buffer of {}", values.len(), self.len);
+        let to = self.address + (first * size_of::<T>()) as u64;
         self.device.bind()?;
         // SAFETY: the destination holds `len` elements; `values` is pageable memory, which the driver has read when the call returns.
-        let copied = unsafe { result::memcpy_htod_async(self.address, values, self.device.stream()) };
+        let copied = unsafe { result::memcpy_htod_async(to, values, self.device.stream()) };
         check("cuMemcpyHtoDAsync", copied)
     }
 

@@ -124,7 +124,7 @@ pub fn compile(arch: &str, unit: &Unit) -> Result<Compiled> {
 /// `unit` for `arch`, from the cache where it is there and whole, else compiled and left there.
 pub(crate) fn cubin(arch: &str, unit: &Unit) -> Result<Vec<u8>> {
     let Some(directory) = cache_directory() else { return Ok(compile(arch, unit)?.cubin) };
-    let path = directory.join(format!("{}.cubin", key(arch, unit)?));
+    let path = directory.join(format!("{}.cubin", key(arch, unit)));
     if let Some(cubin) = std::fs::read(&path).ok().and_then(whole) {
         return Ok(cubin);
     }
@@ -158,8 +158,9 @@ fn refused(arch: &str, log: String) -> Error {
     Error::Compile { arch: arch.to_owned(), log: log.trim().to_owned() }
 }
 
-/// Names what a cubin depends on: sources, options (with architecture and macros) and the compiler's version.
-fn key(arch: &str, unit: &Unit) -> Result<String> {
+/// Names what a cubin depends on: sources and options, with architecture and macros. Not the compiler's version: what it made stays right when
+/// it is renewed, and to ask for it loads a hundred megabytes of library at every start.
+fn key(arch: &str, unit: &Unit) -> String {
     let mut hash = Sha256::new();
     for (name, text) in SOURCES {
         hash.update(name);
@@ -167,8 +168,7 @@ fn key(arch: &str, unit: &Unit) -> Result<String> {
     }
     hash.update(unit.main());
     hash.update(unit.options(arch).join(" "));
-    hash.update(format!("{:?}", nvrtc_version()?));
-    Ok(format!("{:x}", hash.finalize()))
+    format!("{:x}", hash.finalize())
 }
 
 /// The cubin of a cache file, if the checksum in front of it is right.

@@ -1,16 +1,16 @@
 //! A GPU, opened: its context, its stream and its kernels.
 
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
+use std::thread;
 
 use cudarc::driver::{result, sys};
 
 use crate::compile::{Unit, architecture, cubin};
+use crate::context::{Context, Module, Stream, compute_capability, device_number};
 use crate::driver::check;
 use crate::entry::Entry;
-use crate::error::{Error, Result};
-use crate::ledger::{Kind, Line};
-use crate::libraries::{DRIVER_REMEDY, driver_present};
+use crate::error::Result;
 use crate::{attention, product};
 
 /// What the driver says about a GPU.
@@ -55,10 +55,16 @@ impl Device {
     /// # Errors
     /// [`Error::NoDevice`] without a driver or a GPU of that number; those of the compiler and of the driver.
     pub fn open(ordinal: usize) -> Result<Self> {
-        let context = Arc::new(Context::open(ordinal)?);
+        let number = device_number(ordinal)?;
+        let compute = compute_capability(number)?;
+        let (context, cubin) = thread::scope(|scope| {
+            let cubin = scope.spawn(move || cubin(&architecture(compute), &Unit::ops()));
+            (Context::retain(number), cubin.join().expect("the compiler's errors are results"))
+        });
+        let context = Arc::new(context?);
         let info = context.info()?;
         let stream = Stream::new(&context)?;
-        let module = Module::load(&context, &cubin(&architecture(info.compute), &Unit::ops())?)?;
+        let module = Module::load(&context, &cubin?)?;
         let functions: Vec<_> =
             Entry::ALL.iter().map(|entry| module.function(entry.name())).collect::<Result<_>>()?;
         allow_shared_memory(info.compute, &functions)?;
@@ -244,150 +250,3 @@ macro_rules! arguments {
     ($($argument:expr),* $(,)?) => { &mut [$((&raw const $argument).cast_mut().cast::<std::ffi::c_void>()),*] };
 }
 pub(crate) use arguments;
-
-/// A GPU's primary context, retained until drop.
-pub struct Context {
-    device: sys::CUdevice,
-    handle: sys::CUcontext,
-    _line: Line,
-}
-
-impl Context {
-    fn open(ordinal: usize) -> Result<Self> {
-        let (number, count) = (ordinal, count()?);
-        if number >= count {
-            return Err(Error::NoDevice(format!(
-                "there is no GPU {number}: the driver sees {count}, numbered from 0"
-            )));
-        }
-        let device =
-            check("cuDeviceGet", result::device::get(i32::try_from(ordinal).expect("a small number")))?;
-        // SAFETY: the device was just named by the driver; the context is released in drop.
-        let handle = check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
-        Ok(Self { device, handle, _line: Line::enter(Kind::Context, 0) })
-    }
-
-    /// Makes the context current in this thread, which every driver call relies on.
-    pub(crate) fn bind(&self) -> Result<()> {
-        // SAFETY: the context is retained until drop.
-        check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.handle) })
-    }
-
-    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<u32> {
-        // SAFETY: the device was named by the driver.
-        let value = unsafe { result::device::get_attribute(self.device, attribute) };
-        check("cuDeviceGetAttribute", value).map(|value| u32::try_from(value).unwrap_or(0))
-    }
-
-    fn info(&self) -> Result<Info> {
-        use sys::CUdevice_attribute as Attribute;
-        let major = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let clock_khz = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
-        let bus_bits = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
-        Ok(Info {
-            name: check("cuDeviceGetName", result::device::get_name(self.device))?,
-            compute: (major, minor),
-            multiprocessors: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            // Two transfers a clock.
-            memory_bandwidth: 2 * u64::from(clock_khz) * 1000 * u64::from(bus_bits / 8),
-            shared_bytes_max: self
-                .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
-                as usize,
-            // SAFETY: the device was named by the driver.
-            total_bytes: check("cuDeviceTotalMem", unsafe { result::device::total_mem(self.device) })?,
-        })
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: retained once in `open`; everything that lives in it holds an `Arc` of it, so it goes last.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
-// SAFETY: handles of the driver are valid in every thread.
-unsafe impl Send for Context {}
-// SAFETY: as above; the fields never change.
-unsafe impl Sync for Context {}
-
-/// The number of GPUs. Without a driver, or where it cannot start, that is [`Error::NoDevice`].
-pub(crate) fn count() -> Result<usize> {
-    if !driver_present() {
-        return Err(Error::NoDevice(format!("libcuda was not found: {DRIVER_REMEDY}")));
-    }
-    let no_device = |error: Error| Error::NoDevice(format!("{error}: {DRIVER_REMEDY}"));
-    check("cuInit", result::init()).map_err(no_device)?;
-    let count = check("cuDeviceGetCount", result::device::get_count()).map_err(no_device)?;
-    match usize::try_from(count) {
-        Ok(count) if count > 0 => Ok(count),
-        _ => Err(Error::NoDevice(format!("the driver sees no GPU: {DRIVER_REMEDY}"))),
-    }
-}
-
-/// A stream.
-pub struct Stream {
-    handle: sys::CUstream,
-    context: Arc<Context>,
-    _line: Line,
-}
-
-impl Stream {
-    /// A stream of its own, which does not wait for the default stream.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn new(context: &Arc<Context>) -> Result<Self> {
-        context.bind()?;
-        let handle =
-            check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
-        Ok(Self { handle, context: context.clone(), _line: Line::enter(Kind::Stream, 0) })
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let _ = self.context.bind();
-        // SAFETY: created in `new`, destroyed once. Waiting first makes sure that no kernel still uses memory freed after this.
-        unsafe {
-            let _ = result::stream::synchronize(self.handle);
-            let _ = result::stream::destroy(self.handle);
-        }
-    }
-}
-
-/// A loaded image of kernels.
-pub struct Module {
-    handle: sys::CUmodule,
-    context: Arc<Context>,
-    _line: Line,
-}
-
-impl Module {
-    /// Loads a cubin.
-    ///
-    /// # Errors
-    /// The driver's, where it does not accept the image.
-    pub fn load(context: &Arc<Context>, cubin: &[u8]) -> Result<Self> {
-        context.bind()?;
-        // SAFETY: the image is a cubin (an ELF file that says its own size), live during the call, which copies it.
-        let handle = check("cuModuleLoadData", unsafe { result::module::load_data(cubin.as_ptr().cast()) })?;
-        Ok(Self { handle, context: context.clone(), _line: Line::enter(Kind::Module, cubin.len()) })
-    }
-
-    /// A function of it, which is used only while the module is held beside it.
-    pub(crate) fn function(&self, name: &str) -> Result<sys::CUfunction> {
-        let name = CString::new(name).expect("names hold no zero byte");
-        // SAFETY: the module is live.
-        check("cuModuleGetFunction", unsafe { result::module::get_function(self.handle, name) })
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        let _ = self.context.bind();
-        // SAFETY: loaded in `load`, unloaded once; its functions are used by nobody any more.
-        let _ = unsafe { result::module::unload(self.handle) };
-    }
-}

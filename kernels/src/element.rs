@@ -1,6 +1,9 @@
 //! Element types of device buffers.
 
+use std::borrow::Cow;
+
 use half::bf16;
+use half::slice::HalfFloatSliceExt as _;
 
 use crate::entry::Entry;
 
@@ -22,6 +25,10 @@ pub trait Element: Plain {
     fn from_f64(value: f64) -> Self;
     /// Exact.
     fn to_f64(self) -> f64;
+    /// Many at once, as they are where this is their type, else rounded to nearest even.
+    fn from_f32s(values: &[f32]) -> Cow<'_, [Self]>;
+    /// Many at once, as they are where this is their type, else exact.
+    fn from_bf16s(values: &[bf16]) -> Cow<'_, [Self]>;
     /// Chooses between an op's two entry points.
     fn pick(f32: Entry, bf16: Entry) -> Entry;
 }
@@ -34,6 +41,12 @@ impl Element for f32 {
     }
     fn to_f64(self) -> f64 {
         f64::from(self)
+    }
+    fn from_f32s(values: &[f32]) -> Cow<'_, [f32]> {
+        values.into()
+    }
+    fn from_bf16s(values: &[bf16]) -> Cow<'_, [f32]> {
+        values.to_f32_vec().into()
     }
     fn pick(f32: Entry, _bf16: Entry) -> Entry {
         f32
@@ -49,8 +62,33 @@ impl Element for bf16 {
     fn to_f64(self) -> f64 {
         self.to_f64()
     }
+    fn from_f32s(values: &[f32]) -> Cow<'_, [bf16]> {
+        let mut rounded = vec![bf16::ZERO; values.len()];
+        rounded.convert_from_f32_slice(values);
+        rounded.into()
+    }
+    fn from_bf16s(values: &[bf16]) -> Cow<'_, [bf16]> {
+        values.into()
+    }
     fn pick(_f32: Entry, bf16: Entry) -> Entry {
         bf16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without this, a checkpoint's weights could be rounded otherwise than single values are, or moved.
+    #[test]
+    fn many_values_are_converted_as_each_alone() {
+        let wide: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0).powi(3) * 1.000_321e-4).collect();
+        let halves: Vec<bf16> = wide.iter().map(|&value| bf16::from_f64(value.into())).collect();
+        assert_eq!(bf16::from_f32s(&wide), halves);
+        assert_eq!(f32::from_f32s(&wide), wide);
+        assert_eq!(bf16::from_bf16s(&halves), halves);
+        let widened: Vec<f32> = halves.iter().map(|&value| f32::from_f64(value.to_f64())).collect();
+        assert_eq!(f32::from_bf16s(&halves), widened);
     }
 }
 

@@ -5,6 +5,7 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::shape::check_cursor;
 
 /// As the device code takes it.
 #[repr(C)]
@@ -17,8 +18,8 @@ struct EmbeddingShape {
 }
 const _: () = assert!(size_of::<EmbeddingShape>() == 16);
 
-/// y[b, t] = token[tokens[b, t]] + position[past + t]; `y: [B, T, C]`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none,
-/// `cursor: [2]`. An id or a position outside its table gives a row of NaN.
+/// y[b, t] = token[tokens[b, t]] + position[past_b + t]; `y: [B, T, C]`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none,
+/// `cursor: [B, 3]`. An id or a position outside its table gives a row of NaN.
 ///
 /// # Errors
 /// The driver's.
@@ -39,7 +40,7 @@ pub fn embedding<E: Element>(
         y.len(),
         tokens.len()
     );
-    assert!(cursor.len() >= 2, "the cursor is past and step");
+    check_cursor(cursor, batch);
     let shape = EmbeddingShape {
         time: time as u32,
         channels: channels as u32,

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod compile;
+mod context;
 mod decoder;
 mod device;
 mod driver;
@@ -18,6 +19,7 @@ mod libraries;
 mod outbox;
 mod probe;
 mod shape;
+mod warm_up;
 
 mod add;
 mod append;
@@ -39,11 +41,12 @@ pub use append::append;
 pub use attention::{HEAD_SIZE_MAX, attention};
 pub use buffer::Buffer;
 pub use compile::{ARCHITECTURES, Compiled, SOURCES, Unit, cache_directory, compile};
+pub use context::{Module, Stream};
 pub use decoder::{
     ClusterDecoder, ClusterKernels, ClusterLayout, Decoder, DecoderKernels, Generation, GridDecoder,
     GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
 };
-pub use device::{Device, Info, Module, Stream};
+pub use device::{Device, Info};
 pub use element::{Element, Plain};
 pub use embedding::embedding;
 pub use entry::{DecoderEntry, Entry};
@@ -62,4 +65,5 @@ pub use probe::{Finding, GpuInfo, Probe, probe};
 pub use product::tensor_cores;
 pub use qkv::qkv;
 pub use sample::sample;
-pub use shape::{CacheShape, LinearShape, NormShape, ROW_MAX};
+pub use shape::{CURSOR_LEN, CacheShape, LinearShape, NormShape, ROW_MAX};
+pub use warm_up::WarmUp;

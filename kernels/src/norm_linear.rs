@@ -5,19 +5,18 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::{Element, Plain};
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::shape::{NormShape, ROW_MAX, groups};
+use crate::shape::{NormShape, ROW_MAX, groups, last_rows};
 
 /// As the device code takes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct NormLinearShape {
-    first: u32,
-    step: u32,
+    time: u32,
     inputs: u32,
     outputs: u32,
     eps: f32,
 }
-const _: () = assert!(size_of::<NormLinearShape>() == 20);
+const _: () = assert!(size_of::<NormLinearShape>() == 16);
 
 /// y = gelu(layernorm(x) · weightᵀ + bias); `y: [count, O]`, `x: [R, I]`, `norm: ([I], [I])` weight and bias, `weight: [O, I]`, `bias: [O]`.
 /// I is a multiple of four and at most [`ROW_MAX`]. For few rows.
@@ -35,10 +34,11 @@ pub fn norm_gelu<E: Element>(
     outputs: usize,
 ) -> Result<()> {
     let entry = E::pick(Entry::norm_gelu_f32, Entry::norm_gelu_bf16);
-    norm_linear(device, entry, y, x, norm, weight, Some(bias), rows, outputs)
+    norm_linear(device, entry, y, x, norm, weight, Some(bias), None, rows, outputs)
 }
 
-/// y = layernorm(x) · weightᵀ in float32; operands as in [`norm_gelu`], without bias.
+/// y = layernorm(x) · weightᵀ in float32; operands as in [`norm_gelu`], without bias, and `cursor: [count, 3]` or none, which says
+/// what rows of x are read.
 ///
 /// # Errors
 /// The driver's.
@@ -48,11 +48,12 @@ pub fn norm_logits<E: Element>(
     x: &Buffer<f32>,
     norm: (&Buffer<E>, &Buffer<E>),
     weight: &Buffer<E>,
+    cursor: Option<&Buffer<u32>>,
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
     let entry = E::pick(Entry::norm_logits_f32, Entry::norm_logits_bf16);
-    norm_linear(device, entry, y, x, norm, weight, None, rows, outputs)
+    norm_linear(device, entry, y, x, norm, weight, None, cursor, rows, outputs)
 }
 
 fn norm_linear<Y: Plain, E: Element>(
@@ -63,6 +64,7 @@ fn norm_linear<Y: Plain, E: Element>(
     (norm_weight, norm_bias): (&Buffer<E>, &Buffer<E>),
     weight: &Buffer<E>,
     bias: Option<&Buffer<E>>,
+    cursor: Option<&Buffer<u32>>,
     rows: NormShape,
     outputs: usize,
 ) -> Result<()> {
@@ -80,13 +82,16 @@ fn norm_linear<Y: Plain, E: Element>(
     // Each warp normalises the row once and then walks the outputs: a few rounds of blocks are enough to fill the GPU.
     let blocks = groups(outputs, 8).min(4 * device.info().multiprocessors);
     let launch = Launch::new([blocks, rows.count, 1], 256);
-    let (first, step, eps) = (rows.first, rows.step, rows.eps);
-    let shape = NormLinearShape { first, step, inputs: rows.columns, outputs: outputs as u32, eps };
+    let shape =
+        NormLinearShape { time: rows.time, inputs: rows.columns, outputs: outputs as u32, eps: rows.eps };
+    let cursor = last_rows(cursor, rows);
     let bias = bias.map_or(0, Buffer::address);
     let (y, x, weight) = (y.address(), x.address(), weight.address());
     let (norm_weight, norm_bias) = (norm_weight.address(), norm_bias.address());
     // SAFETY: norm_{gelu,logits}_*(Y *y, const float *x, const T *norm_weight, const T *norm_bias, const T *weight, const T *bias or null,
-    // NormLinearShape), the entry chosen for Y and T by the two callers; outputs past the shape are left alone, rows are aligned and
-    // lengths checked as above; the caller owns all buffers.
-    unsafe { device.launch(entry, launch, arguments![y, x, norm_weight, norm_bias, weight, bias, shape]) }
+    // const Cursor * or null, NormLinearShape), the entry chosen for Y and T by the two callers; outputs past the shape are left
+    // alone, rows are aligned and lengths checked as above; the caller owns all buffers.
+    unsafe {
+        device.launch(entry, launch, arguments![y, x, norm_weight, norm_bias, weight, bias, cursor, shape])
+    }
 }

@@ -7,7 +7,7 @@ use crate::device::{Device, Launch, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::shape::{CacheShape, ROW_MAX, groups};
+use crate::shape::{CacheShape, ROW_MAX, check_cursor, groups};
 
 /// Parameters of [`norm_qkv`]: the norm's `[C]`, the projections' `[C, C]`.
 pub struct NormQkvWeights<'a, E: Element> {
@@ -45,7 +45,7 @@ struct NormQkvShape {
 const _: () = assert!(size_of::<NormQkvShape>() == 24 && size_of::<Addresses>() == 40);
 
 /// q = n · Wqᵀ, and n · Wkᵀ and n · Wvᵀ into the cache, n = layernorm(x); `q: [B, T, C]`, `keys, values: [B, H, P, D]`, `x: [B, T, C]`,
-/// `cursor: [2]`. C is a multiple of four and at most [`ROW_MAX`]. For few rows.
+/// `cursor: [B, 3]`. C is a multiple of four and at most [`ROW_MAX`]. For few rows.
 ///
 /// # Errors
 /// The driver's.
@@ -71,7 +71,7 @@ pub fn norm_qkv<E: Element>(
     let w = weights;
     assert!(w.norm_weight.len() >= channels && w.norm_bias.len() >= channels, "norm for rows of {channels}");
     assert!([w.q, w.k, w.v].iter().all(|m| m.len() >= channels * channels), "projections of {channels}");
-    assert!(cursor.len() >= 2, "the cursor is past and step");
+    check_cursor(cursor, shape.batch as usize);
     let entry = E::pick(Entry::norm_qkv_f32, Entry::norm_qkv_bf16);
     let launch = Launch::new([groups(3 * channels, 8), shape.batch * shape.time, 1], 256);
     let addresses = Addresses {

@@ -23,7 +23,11 @@ pub struct SampleRule {
     pub seed: u64,
 }
 
-/// A ring of `slots` rows of `batch` tokens, and on the device the rule of picking and the counts of what was issued. A new outbox is
+/// Words of `OutboxState` and of `SampleRule` in cu/pick.cuh.
+const COUNTS_LEN: usize = 2;
+const RULE_LEN: usize = 5;
+
+/// A ring of `slots` rows of `batch` tokens, and on the device the counts of what was issued and each row's rule of picking. A new outbox is
 /// greedy.
 pub struct Outbox {
     slots: usize,
@@ -34,26 +38,32 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Elements of the device's own part: the rule of picking, rows issued, blocks finished.
-    pub const STATE_LEN: usize = 7;
+    /// Elements of the device's own part for `batch` rows: rows issued, blocks finished, and the rules.
+    #[must_use]
+    pub const fn state_len(batch: usize) -> usize {
+        COUNTS_LEN + batch * RULE_LEN
+    }
 
     /// An empty ring.
     ///
     /// # Errors
     /// The driver's.
     pub fn new(device: &Device, slots: usize, batch: usize) -> Result<Self> {
-        let state = Buffer::zeroed(device, Self::STATE_LEN)?;
+        let state = Buffer::zeroed(device, Self::state_len(batch))?;
         Ok(Self { slots, batch, taken: 0, ring: Pinned::zeroed(device, slots * batch)?, state })
     }
 
-    /// Sets the rule that tokens are picked by from now on.
+    /// Sets the rules that tokens are picked by from now on, one a row.
     ///
     /// # Errors
     /// The driver's.
-    pub fn set_rule(&mut self, rule: &SampleRule) -> Result<()> {
-        let SampleRule { temperature, top_k, top_p, seed } = *rule;
-        // The front of `OutboxState` in cu/sample.cu.
-        self.state.write(&[top_k, seed as u32, (seed >> 32) as u32, temperature.to_bits(), top_p.to_bits()])
+    pub fn set_rules(&mut self, rules: impl Iterator<Item = SampleRule>) -> Result<()> {
+        let words = rules.map(|SampleRule { temperature, top_k, top_p, seed }| {
+            [top_k, seed as u32, (seed >> 32) as u32, temperature.to_bits(), top_p.to_bits()]
+        });
+        let words: Vec<[u32; RULE_LEN]> = words.collect();
+        assert_eq!(words.len(), self.batch, "a rule for each row");
+        self.state.write_from(COUNTS_LEN, words.as_flattened())
     }
 
     /// Rows of tokens that one sampling launch writes.

@@ -3,7 +3,7 @@
 use cudarc::driver::{result, sys};
 
 use crate::compile::{cache_directory, nvrtc_version};
-use crate::device::count;
+use crate::context::count;
 use crate::driver::check;
 use crate::libraries::{DRIVER_REMEDY, driver_present};
 

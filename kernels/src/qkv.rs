@@ -8,7 +8,7 @@ use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::product::{self, QKV};
-use crate::shape::CacheShape;
+use crate::shape::{CacheShape, check_cursor};
 
 /// As the device code takes them.
 #[repr(C)]
@@ -20,7 +20,7 @@ struct Projections {
 const _: () = assert!(size_of::<Projections>() == 48);
 
 /// q = x · Wqᵀ, and x · Wkᵀ and x · Wvᵀ into the cache, through tensor cores; `q, x: [B, T, C]`, `keys, values: [B, H, P, D]`, `weights`: q, k, v
-/// `[C, C]`, `cursor: [2]`. [`crate::tensor_cores`] holds for C and C, and D is a multiple of eight.
+/// `[C, C]`, `cursor: [B, 3]`. [`crate::tensor_cores`] holds for C and C, and D is a multiple of eight.
 ///
 /// # Errors
 /// The driver's.
@@ -45,7 +45,7 @@ pub fn qkv<E: Element>(
     );
     assert!(q.len() >= pass && x.len() >= pass, "q {}, x {} for {shape:?}", q.len(), x.len());
     assert!(weights.iter().all(|w| w.len() >= channels * channels), "projections of {channels}");
-    assert!(cursor.len() >= 2, "the cursor is past and step");
+    check_cursor(cursor, shape.batch as usize);
     let (rows, place) =
         ((shape.batch * shape.time) as usize, [q.address(), keys.address(), values.address()]);
     if product::wide(device, rows, false) {

@@ -5,22 +5,22 @@ use crate::device::{Device, Launch, arguments};
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::outbox::Outbox;
+use crate::shape::check_cursor;
 
 /// As the device code takes it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct SampleShape {
     vocab: u32,
-    advance: u32,
     slots: u32,
 }
-const _: () = assert!(size_of::<SampleShape>() == 12);
+const _: () = assert!(size_of::<SampleShape>() == 8);
 
 /// Logits that a block of 256 threads holds in registers.
 const HELD_MAX: usize = 4 * 256;
 
-/// Picks a token a row of `logits: [B, V]` by the outbox's rule, writes it to `tokens: [B]` and the outbox, and advances `cursor: [2]`: past by `advance`,
-/// step by 1.
+/// Picks a token a row of `logits: [B, V]` by the row's rule of the outbox, writes it to `tokens: [B]` and the outbox, and advances each
+/// sequence's cursor: past by its length, step by 1; the next pass has a length of 1. `cursor: [B, 3]`.
 ///
 /// # Errors
 /// The driver's.
@@ -31,7 +31,6 @@ pub fn sample(
     cursor: &mut Buffer<u32>,
     logits: &Buffer<f32>,
     vocab: usize,
-    advance: usize,
 ) -> Result<()> {
     let batch = outbox.batch();
     assert!(
@@ -40,8 +39,8 @@ pub fn sample(
         logits.len(),
         tokens.len()
     );
-    assert!(cursor.len() >= 2, "the cursor is past and step");
-    let shape = SampleShape { vocab: vocab as u32, advance: advance as u32, slots: outbox.slots() };
+    check_cursor(cursor, batch);
+    let shape = SampleShape { vocab: vocab as u32, slots: outbox.slots() };
     let (entry, threads) =
         if vocab <= HELD_MAX { (Entry::sample_f32, 256) } else { (Entry::sample_wide_f32, 1024) };
     let launch = Launch::new([batch as u32, 1, 1], threads);

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from golden_reading import Case
+from touchstone_reference.ops.gpt import drawn
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 # A kernel adds up in several partial sums, one a thread or a lane.
@@ -176,6 +177,8 @@ class Run:
             folder = MODELS / config["model"]
             config |= json.loads((folder / "config.json").read_text())
             self.parameters = load_weights(folder, self.case.dtype)
+        elif "weights_seed" in config:
+            self.parameters = drawn_weights(config, self.case.dtype)
         p, cache = self.parameters, {}
         for chunk in np.split(tokens, np.cumsum(chunks)[:-1], axis=1):
             table = p["embedding.token.weight"]
@@ -191,6 +194,23 @@ class Run:
 def load_weights(folder: Path, dtype: str) -> dict[str, Array]:
     """A model's weights in float32 (NumPy has no bf16), or in float64 for the oracle."""
     weights = {name: tensor.float().numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    return {name: w.astype(np.float64) for name, w in weights.items()} if dtype == "f64" else weights
+
+
+def drawn_weights(config: dict, dtype: str) -> dict[str, Array]:
+    """The weights of a seed, rounded as the config says."""
+    c, f = config["hidden_size"], config["intermediate_size"]
+    shapes = {"embedding.token.weight": (config["vocab_size"], c), "embedding.position.weight": (config["max_position_embeddings"], c)}
+    norms = ["final_norm"]
+    for i in range(config["num_hidden_layers"]):
+        block = f"blocks.{i}."
+        shapes |= {f"{block}attention.{part}.weight": (c, c) for part in ("q", "k", "v", "out")}
+        shapes |= {f"{block}attention.out.bias": (c,), f"{block}mlp.down.bias": (c,), f"{block}mlp.up.bias": (f,)}
+        shapes |= {f"{block}mlp.up.weight": (f, c), f"{block}mlp.down.weight": (c, f)}
+        norms += [f"{block}ln1", f"{block}ln2"]
+    shapes |= {f"{norm}.{part}": (c,) for norm in norms for part in ("weight", "bias")}
+    rounded = "bf16" if config["dtype"] == "bfloat16" else "f32"
+    weights = {name: store(drawn(config["weights_seed"], name, shape), rounded) for name, shape in shapes.items()}
     return {name: w.astype(np.float64) for name, w in weights.items()} if dtype == "f64" else weights
 
 

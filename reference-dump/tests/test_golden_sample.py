@@ -13,7 +13,7 @@ Array = np.ndarray
 
 def sampler(
     logits: Array, config: dict, *, kind: type = np.float32, tie: str = "first", k_ties: bool = True, p_ties: bool = True,
-    p_inclusive: bool = True, order: str = "k then p", gumbel_of: object = None, by_row: bool = True, by_step: bool = True,
+    p_inclusive: bool = True, order: str = "k then p", gumbel_of: object = None, rows_seed: bool = True, rows_step: bool = True, by_step: bool = True,
     seed_mask: int = 2**64 - 1, k_off: int = 0,
 ) -> list[int]:
     """A sampler of its own for logits [B, V], sort based; every option but the defaults is a mistake to plant."""
@@ -36,7 +36,8 @@ def sampler(
                 reached = (mass / mass.sum()).cumsum() >= config["top_p"]
                 last = int(reached.argmax()) + (0 if p_inclusive else -1)
                 kept &= z >= z[ranks[max(last, 0)]] if p_ties else np.isin(np.arange(len(z)), ranks[: last + 1])
-        r = words(config["seed"] & seed_mask, config["step"] if by_step else 0, b if by_row else 0, len(z))
+        seed, step = config["seed"] + (b if rows_seed else 0), config["step"] + (b if rows_step else 0)
+        r = words(seed & seed_mask, step if by_step else 0, 0, len(z))
         with np.errstate(divide="ignore"):
             tokens.append(int(np.where(kept, z + gumbel_of(r), -np.inf).argmax()))
     return tokens
@@ -76,7 +77,8 @@ def test_a_correct_sampler_agrees(name: str, kind: type) -> None:
         ({"order": "p then k"}, "wide_top_k_top_p_f32"),
         ({"p_inclusive": False}, "wide_top_k_most_top_p_f32"),
         ({"gumbel_of": uniform_in_float32}, "uniform_next_to_one_f32"),
-        ({"by_row": False}, "temperature_f32"),
+        ({"rows_seed": False}, "temperature_f32"),
+        ({"rows_step": False}, "temperature_f32"),
         ({"by_step": False}, "temperature_f32"),
         ({"seed_mask": 0xFFFFFFFF}, "temperature_f32"),
     ],

@@ -4,6 +4,8 @@
 //! the shape structs say how much of them a call uses. Sums accumulate in float32 on the GPU and in the working precision or
 //! better on the host. A shape that does not fit its buffers is a programmer's error and panics with both figures.
 
+pub use touchstone_kernels::CURSOR_LEN;
+
 use crate::config::Config;
 use crate::error::Result;
 use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
@@ -12,28 +14,36 @@ use crate::sampling::Sampling;
 use crate::taps::Taps;
 use crate::weights::Tensor;
 
-/// The rows of a `[R, C]` buffer that a call works on: `first`, `first + step`, …, `count` of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
-    /// How many rows; they are written densely, from row 0 on.
-    pub count: usize,
-    /// The first row read.
-    pub first: usize,
-    /// Distance between rows read.
-    pub step: usize,
+/// The rows of a `[R, C]` buffer that a call reads; what it makes of them is written densely, from row 0 on.
+#[derive(Debug)]
+pub enum Rows<'a, I> {
+    /// So many, from row 0 on.
+    All(usize),
+    /// Of each sequence of a pass `[B, T]` the last position that is its own: row b · T + length − 1.
+    Last {
+        /// B and T.
+        step: Step,
+        /// `[B, 3]`, of which the lengths are read.
+        cursor: &'a I,
+    },
 }
 
-impl Rows {
-    /// All of `count` rows.
-    #[must_use]
-    pub fn all(count: usize) -> Self {
-        Self { count, first: 0, step: 1 }
+impl<I> Clone for Rows<'_, I> {
+    fn clone(&self) -> Self {
+        *self
     }
+}
 
-    /// The last of each `time` rows, for `batch` sequences.
+impl<I> Copy for Rows<'_, I> {}
+
+impl<I> Rows<'_, I> {
+    /// How many rows.
     #[must_use]
-    pub fn last(batch: usize, time: usize) -> Self {
-        Self { count: batch, first: time - 1, step: time }
+    pub fn count(&self) -> usize {
+        match self {
+            Self::All(count) => *count,
+            Self::Last { step, .. } => step.batch,
+        }
     }
 }
 
@@ -110,7 +120,7 @@ pub struct DecodeState<'a, B: Backend> {
     pub caches: &'a mut [LayerCache<B>],
     /// `[1]`: the token sampled last.
     pub tokens: &'a mut B::Ids,
-    /// `[2]`.
+    /// `[1, 3]`.
     pub cursor: &'a mut B::Ids,
     /// `[1, V]`: of the last step.
     pub logits: &'a mut B::Wide,
@@ -120,8 +130,10 @@ pub struct DecodeState<'a, B: Backend> {
 
 /// A place where the model runs.
 ///
-/// `cursor` operands are `[2] u32`, `past` and `step`: the number of cached positions, and the number of tokens sampled so far. They live
-/// where the verbs run, so that a recorded sequence of verbs can be replayed for the next token unchanged.
+/// `cursor` operands are `[B, 3] u32`, for each sequence `past`, `step` and `length`: the number of cached positions, the number of tokens
+/// sampled so far, and how many of the T positions of a pass are the sequence's own. Those come first; what is behind them is padding, whose
+/// results nobody reads: a later pass writes over its rows of the cache before any of its queries sees them. Cursors live where the verbs run, so
+/// that a recorded sequence of verbs can be replayed for the next token unchanged.
 pub trait Backend: Sized {
     /// Activations and cache, in the working precision.
     type Buf;
@@ -184,9 +196,9 @@ pub trait Backend: Sized {
 
     // ---- verbs ----
 
-    /// y[b, t] = token[tokens[b, t]] + position[past + t].
+    /// y[b, t] = token[tokens[b, t]] + position[past_b + t].
     ///
-    /// `y: [B, T, C] wide`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none, `cursor: [2]`. An id of V or more, or
+    /// `y: [B, T, C] wide`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none, `cursor: [B, 3]`. An id of V or more, or
     /// a position of P or more, gives a row of NaN. Source: `torch.nn.Embedding`.
     fn embedding(
         &mut self,
@@ -201,13 +213,13 @@ pub trait Backend: Sized {
 
     /// y = (x − mean) / sqrt(var + eps) · weight + bias over the last dimension, var the biased variance.
     ///
-    /// `y: [rows.count, C]`, `x: [R, C] wide`, of which `rows` are read. Source: `torch.nn.LayerNorm`.
+    /// `y: [rows.count(), C]`, `x: [R, C] wide`, of which `rows` are read. Source: `torch.nn.LayerNorm`.
     fn layernorm(
         &mut self,
         y: &mut Self::Buf,
         x: &Self::Wide,
         norm: &Norm<Self>,
-        rows: Rows,
+        rows: Rows<'_, Self::Ids>,
         channels: usize,
     ) -> Result<()>;
 
@@ -238,7 +250,7 @@ pub trait Backend: Sized {
     /// y += x for the first `len` elements: `y` wide, `x` working.
     fn add(&mut self, y: &mut Self::Wide, x: &Self::Buf, len: usize) -> Result<()>;
 
-    /// cache[b, h, past + t, d] = x[b, t, h·D + d]: pure data movement.
+    /// cache[b, h, past_b + t, d] = x[b, t, h·D + d]: pure data movement.
     ///
     /// `cache: [B, H, P, D]`, `x: [B, T, C]`. Positions of P or more are not written.
     fn append(
@@ -249,7 +261,7 @@ pub trait Backend: Sized {
         shape: AttentionShape,
     ) -> Result<()>;
 
-    /// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past + t.
+    /// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past_b + t.
     ///
     /// `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`, already holding the new positions. Source: `torch.nn.functional.
     /// scaled_dot_product_attention` with a causal mask.
@@ -263,14 +275,14 @@ pub trait Backend: Sized {
         shape: AttentionShape,
     ) -> Result<()>;
 
-    /// Sets the rule that [`Backend::sample`] picks by from now on; a new outbox is greedy. It lives where the verbs run, so that a
-    /// recording serves any rule.
-    fn set_sampling(&mut self, outbox: &mut Self::Outbox, sampling: &Sampling) -> Result<()>;
+    /// Sets the rules that [`Backend::sample`] picks by from now on, `[B]`, one a row; a new outbox is greedy. They live where the verbs run,
+    /// so that a recording serves any rule.
+    fn set_sampling(&mut self, outbox: &mut Self::Outbox, sampling: &[Sampling]) -> Result<()>;
 
-    /// Picks a token a row by the outbox's [`Sampling`], writes it to `tokens` and into the outbox, and advances the cursor: past by
-    /// `advance`, step by 1.
+    /// Picks a token a row by the row's [`Sampling`], writes it to `tokens` and into the outbox, and advances each sequence's cursor: past by
+    /// its length, step by 1, and the length to 1, which is that of a decode step. A row's token depends on nothing in other rows.
     ///
-    /// `tokens: [B]`, `logits: [B, V] wide`.
+    /// `tokens: [B]`, `cursor: [B, 3]`, `logits: [B, V] wide`.
     fn sample(
         &mut self,
         outbox: &mut Self::Outbox,
@@ -279,7 +291,6 @@ pub trait Backend: Sized {
         logits: &Self::Wide,
         batch: usize,
         vocab: usize,
-        advance: usize,
     ) -> Result<()>;
 
     /// Waits for the oldest row of sampled tokens not yet taken and appends it to `tokens`. At most as many rows
@@ -294,6 +305,9 @@ pub trait Backend: Sized {
         recording: &mut Self::Recording,
         body: impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()>;
+
+    /// Steps that [`Backend::decode`] should be asked for at most, so that a generation that is broken off ends soon.
+    fn decode_stride(decoder: &Self::Decoder) -> usize;
 
     /// `steps` decode steps of one sequence: embedding, every block, head and sampling, the same results as the verbs' within rounding. The
     /// steps fit into the context and the outbox. Only called with what [`Backend::decoder`] made.
@@ -331,14 +345,14 @@ pub trait Backend: Sized {
         sublayer.compose(self, x, scratch, rows)
     }
 
-    /// logits = final_norm(x) · tokenᵀ for `rows` of x. `logits: [rows.count, V] wide`, `x: [R, C] wide`.
+    /// logits = final_norm(x) · tokenᵀ for `rows` of x. `logits: [rows.count(), V] wide`, `x: [R, C] wide`.
     fn head(
         &mut self,
         logits: &mut Self::Wide,
         x: &Self::Wide,
         head: &Head<'_, Self>,
         scratch: &mut Scratch<Self>,
-        rows: Rows,
+        rows: Rows<'_, Self::Ids>,
     ) -> Result<()> {
         head.compose(self, logits, x, scratch, rows)
     }

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use touchstone_kernels::WarmUp;
 
 use crate::config::StoredDtype;
 use crate::threads::{pieces, share};
@@ -33,6 +34,18 @@ impl FromStr for DeviceChoice {
                 .and_then(|ordinal| ordinal.parse().ok())
                 .map(Self::Cuda)
                 .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Begins to wake the GPU that may be chosen, which takes some tenths of a second; hold the result until the device is open.
+    #[must_use]
+    pub fn warm_up(self) -> Option<WarmUp> {
+        match self {
+            Self::Auto => Some(WarmUp::begin(0)),
+            Self::Cpu => None,
+            Self::Cuda(ordinal) => Some(WarmUp::begin(ordinal)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Generation: the prompt in one pass, then one token after the other, past the end of the context too.
+//! Generation: the prompts in one pass, then one token after the other, past the end of the context too.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -9,21 +9,21 @@ use crate::model::{BURST, Model};
 use crate::plan::{Capacity, LogitRows};
 use crate::sampling::Sampling;
 
-/// What to generate.
+/// What to generate, for one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// `[B, T]`: the tokens to continue. Of more than the context holds, the last ones count.
+    /// The tokens to continue. Of more than the context holds, the last ones count.
     pub prompt: &'a [u32],
-    /// Tokens to generate for each sequence, at least 1.
+    /// Tokens to generate, at least 1.
     pub max_new_tokens: usize,
     /// How each is picked.
     pub sampling: Sampling,
 }
 
-/// How long the parts of a generation took. A token is one for each sequence of the batch.
+/// How long the parts of a generation took. A token is one for each sequence of the batch that still wants one.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// The pass over the prompt, up to the first token's arrival.
+    /// The pass over the prompts, up to the first tokens' arrival.
     pub prefill: Duration,
     /// Tokens after the first that the cache served.
     pub decoded: usize,
@@ -44,25 +44,86 @@ pub fn capacity(context: usize, batch: usize) -> Capacity {
     Capacity { batch, time: context, logits: LogitRows::Last }
 }
 
-/// Generates with a model on its backend, any number of times. Which tokens come does not depend on the look-ahead.
+/// The capacity for requests of these lengths of prompt and numbers of tokens, `batch` at once: passes no longer than they take.
+#[must_use]
+pub fn capacity_for(
+    context: usize,
+    batch: usize,
+    requests: impl Iterator<Item = (usize, usize)>,
+) -> Capacity {
+    // The last token is sampled, and never run.
+    let slides = |(prompt, new): (usize, usize)| prompt.saturating_add(new) - 1 > context;
+    let longest = |request: (usize, usize)| if slides(request) { context } else { request.0 };
+    Capacity { time: requests.map(longest).max().unwrap_or(context), ..capacity(context, batch) }
+}
+
+/// Generates with a model on its backend, any number of times. Which tokens come depends neither on the look-ahead nor, but for rounding, on
+/// what else is in the batch.
 ///
-/// Past the context the window slides as in nanoGPT: the last P tokens are run anew for every token, at positions 0 to P − 1.
+/// Past the context the window slides as in nanoGPT: the last P tokens are run anew for every token, at positions 0 to P − 1. In a batch the
+/// cache first serves whatever it can to every sequence, those that are full or done idling; then the windows of those that want more slide
+/// together.
 pub struct Generator<'a, B: Backend> {
     backend: &'a mut B,
     model: &'a mut Model<B>,
     lookahead: usize,
-    batch: usize,
-    /// `[B][…]`: the tokens that the next window may need.
-    history: Vec<Vec<u32>>,
-    /// `[B, P]`: the window as the model takes it.
-    window: Vec<u32>,
+    /// As many as the model's batch.
+    sequences: Vec<Sequence>,
+    /// `[B, T]`: the windows as the model takes them.
+    windows: Vec<u32>,
+    /// `[B]`: the sampled tokens of each sequence, as the model takes it.
+    steps: Vec<u32>,
     /// `[B]`: the tokens just taken.
     row: Vec<u32>,
 }
 
+/// Where a sequence stands.
+#[derive(Default)]
+struct Sequence {
+    /// The tokens that the next window may need.
+    history: Vec<u32>,
+    /// Tokens that came.
+    sampled: usize,
+    /// Tokens that are still wanted.
+    wanted: usize,
+    /// Positions that the cache has left.
+    room: usize,
+}
+
+impl Sequence {
+    /// A new prompt. Reserves what its tokens will take, so that none allocates.
+    fn start(&mut self, prompt: &[u32], wanted: usize, context: usize) {
+        self.history.clear();
+        self.history.reserve(2 * context);
+        self.history.extend_from_slice(&prompt[prompt.len().saturating_sub(context)..]);
+        (self.sampled, self.wanted, self.room) = (0, wanted, context);
+    }
+
+    /// The tokens of the next window: the last ones, as many as the context holds. One that wants no more is as short as can be.
+    fn window(&self, context: usize) -> &[u32] {
+        let length = if self.wanted > 0 { self.history.len().min(context) } else { 1 };
+        &self.history[self.history.len() - length..]
+    }
+
+    /// Tokens that the cache can still serve.
+    fn servable(&self) -> usize {
+        self.wanted.min(self.room)
+    }
+
+    /// Takes a token in. The history stays below twice the context.
+    fn push(&mut self, token: u32, context: usize) {
+        if self.history.len() == 2 * context {
+            self.history.drain(..context);
+        }
+        self.history.push(token);
+        self.sampled += 1;
+        self.wanted -= 1;
+    }
+}
+
 impl<'a, B: Backend> Generator<'a, B> {
-    /// A generator over a model made for [`capacity`] of its context and `batch`, keeping up to `lookahead` decode steps under way:
-    /// [`LOOKAHEAD`] on a GPU, 1 where the backend computes while it is called.
+    /// A generator over a model made for [`capacity`] of its context and `batch`, or [`capacity_for`] what will be asked of it. It keeps up
+    /// to `lookahead` decode steps under way: [`LOOKAHEAD`] on a GPU, 1 where the backend computes while it is called.
     ///
     /// # Panics
     /// Where `lookahead` or `batch` is 0, or `lookahead` is more than the outbox holds.
@@ -72,15 +133,9 @@ impl<'a, B: Backend> Generator<'a, B> {
             "a look-ahead of {lookahead}, expected 1 to {OUTBOX_ROWS}"
         );
         assert!(batch > 0, "a batch has at least one sequence");
-        Self {
-            backend,
-            model,
-            lookahead,
-            batch,
-            history: vec![Vec::new(); batch],
-            window: Vec::new(),
-            row: Vec::with_capacity(batch),
-        }
+        let sequences = (0..batch).map(|_| Sequence::default()).collect();
+        let (steps, row) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
+        Self { backend, model, lookahead, sequences, windows: Vec::new(), steps, row }
     }
 
     /// The backend.
@@ -95,140 +150,144 @@ impl<'a, B: Backend> Generator<'a, B> {
         self.model
     }
 
-    /// Continues the prompt and calls `on_tokens` with each new `[B]` tokens, until it breaks or all have come.
+    /// Continues every prompt and calls `on_token` with each new token and the number of the request that it belongs to, until that request
+    /// has all of its tokens, or the call breaks, which ends this one alone. At most as many requests as the batch has sequences; each gets
+    /// the tokens that it would get alone.
     ///
     /// # Errors
     /// [`Error::Argument`] for an empty prompt, no tokens to generate or a sampling rule without a meaning; otherwise the device's.
     pub fn generate(
         &mut self,
-        request: &Request<'_>,
-        mut on_tokens: impl FnMut(&[u32]) -> ControlFlow<()>,
+        requests: &[Request<'_>],
+        mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Timings> {
-        request.sampling.checked()?;
-        self.start(request)?;
+        self.start(requests)?;
         let began = Instant::now();
-        let mut timings = Timings::default();
-        self.run_window(0)?;
-        self.take()?;
-        timings.prefill = began.elapsed();
-        if on_tokens(&self.row).is_break() {
-            return Ok(timings);
-        }
-        let from_cache = (request.max_new_tokens - 1).min(self.context() - self.model.past());
+        self.run_windows()?;
+        self.take(0, &mut on_token)?;
+        let prefill = began.elapsed();
         let began = Instant::now();
-        let flow = self.decode(from_cache, &mut timings.decoded, &mut on_tokens)?;
-        timings.decode = began.elapsed();
-        if flow.is_continue() {
-            let began = Instant::now();
-            let tokens = 1 + timings.decoded..request.max_new_tokens;
-            timings.slid = self.slide(tokens, &mut on_tokens)?;
-            timings.slide = began.elapsed();
-        }
-        Ok(timings)
+        let decoded = self.decode(&mut on_token)?;
+        let decode = began.elapsed();
+        let began = Instant::now();
+        let slid = self.slide(&mut on_token)?;
+        Ok(Timings { prefill, decoded, decode, slid, slide: began.elapsed() })
     }
 
-    /// Checks the request and makes the first window and the history of it.
-    fn start(&mut self, request: &Request<'_>) -> Result<()> {
+    /// Checks the requests and makes the sequences of them. What is left of the batch idles, with any token as its prompt.
+    fn start(&mut self, requests: &[Request<'_>]) -> Result<()> {
+        let (batch, context) = (self.sequences.len(), self.context());
+        assert!((1..=batch).contains(&requests.len()), "{} requests for a batch of {batch}", requests.len());
+        for request in requests {
+            self.check(request)?;
+        }
+        let idle = Request { prompt: &[0], max_new_tokens: 0, sampling: Sampling::GREEDY };
+        let all = || requests.iter().copied().chain(std::iter::repeat(idle)).take(batch);
+        for (sequence, request) in self.sequences.iter_mut().zip(all()) {
+            sequence.start(request.prompt, request.max_new_tokens, context);
+        }
+        self.windows.clear();
+        self.windows.reserve(batch * context);
+        let rules: Vec<Sampling> = all().map(|request| request.sampling).collect();
+        self.model.set_sampling(self.backend, &rules)
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<()> {
+        request.sampling.checked()?;
+        let refused = |name, problem| Err(Error::Argument { name, problem });
         if request.prompt.is_empty() {
-            return Err(Error::Argument {
-                name: "the prompt",
-                problem: "is empty, expected at least one token".into(),
-            });
+            return refused("the prompt", "is empty, expected at least one token".into());
         }
         if request.max_new_tokens == 0 {
-            return Err(Error::Argument {
-                name: "max-new-tokens",
-                problem: "is 0, expected at least 1".into(),
-            });
+            return refused("max-new-tokens", "is 0, expected at least 1".into());
         }
-        let time = request.prompt.len() / self.batch;
-        assert_eq!(time * self.batch, request.prompt.len(), "a prompt is [B, T] for the generator's batch");
         let vocab = self.model.config().vocab_size;
-        if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
-            let problem = format!("holds token {id}, expected tokens below {vocab}, the model's vocab_size");
-            return Err(Error::Argument { name: "the prompt", problem });
+        match request.prompt.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => {
+                let problem =
+                    format!("holds token {id}, expected tokens below {vocab}, the model's vocab_size");
+                refused("the prompt", problem)
+            }
         }
-        // Reserved here, so that no token allocates; `take` keeps each history below twice the context.
+    }
+
+    /// Runs every sequence's window from position 0 on, the shorter ones padded at their ends, and samples each one's next token.
+    fn run_windows(&mut self) -> Result<()> {
         let context = self.context();
-        for (history, prompt) in self.history.iter_mut().zip(request.prompt.chunks_exact(time)) {
-            history.clear();
-            history.reserve(2 * context);
-            history.extend_from_slice(&prompt[time.saturating_sub(context)..]);
+        let Self { backend, model, sequences, windows, steps, .. } = self;
+        let length = |sequence: &Sequence| sequence.window(context).len();
+        let time = sequences.iter().map(length).max().unwrap_or(0);
+        windows.clear();
+        steps.clear();
+        for (index, sequence) in sequences.iter_mut().enumerate() {
+            windows.extend_from_slice(sequence.window(context));
+            windows.resize((index + 1) * time, 0);
+            steps.push(sequence.sampled as u32);
+            sequence.room = context - length(sequence);
         }
-        self.window.clear();
-        self.window.reserve(self.batch * context);
-        self.model.set_sampling(self.backend, &request.sampling)
+        model.rewind(backend, steps)?;
+        model.forward_padded(backend, windows, sequences.iter().map(length))?;
+        model.sample(backend)
     }
 
-    /// Runs the last tokens of the history from position 0 on, as many as the context holds, and samples pick number `step`.
-    fn run_window(&mut self, step: usize) -> Result<()> {
-        let time = self.history[0].len().min(self.context());
-        self.window.clear();
-        for history in &self.history {
-            self.window.extend_from_slice(&history[history.len() - time..]);
-        }
-        self.model.rewind(self.backend, step as u32)?;
-        self.model.forward(self.backend, &self.window)?;
-        self.model.sample(self.backend, time)
-    }
-
-    /// Generates `count` tokens from the cache, counted in `decoded`, keeping decode steps under way.
-    fn decode(
-        &mut self,
-        count: usize,
-        decoded: &mut usize,
-        on_tokens: &mut impl FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
-        // One piece of work needs no look-ahead: the device goes on by itself.
-        let at_once = self.model.decodes_at_once(self.backend);
-        let (stride, ahead) = if at_once { (count, count) } else { (BURST, self.lookahead) };
-        let mut issued = 0;
-        let mut flow = ControlFlow::Continue(());
-        while *decoded < count && flow.is_continue() {
+    /// Brings the tokens that the cache can serve, keeping decode steps under way, and says how many steps that took.
+    fn decode(&mut self, on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>) -> Result<usize> {
+        // Of long pieces of work, one is done while the next waits.
+        let at_once = self.model.decode_stride(self.backend);
+        let (stride, ahead) =
+            at_once.map_or((BURST, self.lookahead), |stride| (stride, stride.saturating_mul(2)));
+        let (mut decoded, mut issued) = (0, 0);
+        loop {
+            // A sequence that ends early may leave less to do than was issued: the next window's rewind drops the rest.
+            let left = self.sequences.iter().map(Sequence::servable).max().unwrap_or(0);
+            if left == 0 {
+                return Ok(decoded);
+            }
+            let count = decoded + left;
             // Two rounds a token until the look-ahead is reached: the first token shown does not wait for a whole queue.
             for _ in 0..2 {
-                let steps = stride.min(count - issued).min(ahead);
-                if steps > 0 && issued + steps - *decoded <= ahead {
+                let steps = stride.min(count.saturating_sub(issued)).min(ahead);
+                if steps > 0 && issued + steps - decoded <= ahead {
                     self.model.decode(self.backend, steps)?;
                     issued += steps;
                 }
             }
-            self.take()?;
-            *decoded += 1;
-            flow = on_tokens(&self.row);
+            self.take(1, on_token)?;
+            decoded += 1;
         }
-        // After a break, steps are under way whose tokens nobody takes: the next window's rewind drops them.
-        Ok(flow)
     }
 
-    /// Generates tokens number `tokens` by sliding windows, and says how many came.
-    fn slide(
+    /// Brings what is still wanted by sliding windows, and says how many it took.
+    fn slide(&mut self, on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>) -> Result<usize> {
+        let mut slid = 0;
+        while self.sequences.iter().any(|sequence| sequence.wanted > 0) {
+            self.run_windows()?;
+            self.take(0, on_token)?;
+            slid += 1;
+        }
+        Ok(slid)
+    }
+
+    /// Waits for the oldest row of tokens under way and hands on those of sequences that want one and whose cache had the `positions` that it
+    /// took: 1 in a decode step, 0 more than the window's in a pass over windows.
+    fn take(
         &mut self,
-        tokens: std::ops::Range<usize>,
-        on_tokens: &mut impl FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<usize> {
-        let (first, count) = (tokens.start, tokens.len());
-        for step in tokens {
-            self.run_window(step)?;
-            self.take()?;
-            if on_tokens(&self.row).is_break() {
-                return Ok(step + 1 - first);
-            }
-        }
-        Ok(count)
-    }
-
-    /// Waits for the oldest tokens under way: they are `row` then, and part of the history.
-    fn take(&mut self) -> Result<()> {
+        positions: usize,
+        on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<()> {
         self.row.clear();
         self.model.take(self.backend, &mut self.row)?;
-        assert_eq!(self.row.len(), self.batch, "the model was made for the generator's batch");
+        assert_eq!(self.row.len(), self.sequences.len(), "the model was made for the generator's batch");
         let context = self.context();
-        for (history, &token) in self.history.iter_mut().zip(&self.row) {
-            if history.len() == 2 * context {
-                history.drain(..context);
+        for (index, (sequence, &token)) in self.sequences.iter_mut().zip(&self.row).enumerate() {
+            if sequence.wanted > 0 && sequence.room >= positions {
+                sequence.room -= positions;
+                sequence.push(token, context);
+                if on_token(index, token).is_break() {
+                    sequence.wanted = 0;
+                }
             }
-            history.push(token);
         }
         Ok(())
     }
@@ -239,135 +298,4 @@ impl<'a, B: Backend> Generator<'a, B> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::config::Config;
-    use crate::host::Host;
-    use crate::weights::RandomWeights;
-
-    const CONTEXT: usize = 9;
-    const HOT: Sampling = Sampling { temperature: 1.3, top_k: 0, top_p: 1.0, seed: 5 };
-
-    fn config() -> Config {
-        let text = format!(
-            r#"{{"vocab_size": 31, "max_position_embeddings": {CONTEXT}, "hidden_size": 12, "num_attention_heads": 3,
-                "intermediate_size": 20, "num_hidden_layers": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
-                "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"}}"#
-        );
-        Config::parse(&text, Path::new("test")).unwrap()
-    }
-
-    fn with_model<T>(batch: usize, body: impl FnOnce(&mut Host<f32>, &mut Model<Host<f32>>) -> T) -> T {
-        let mut host = Host::new();
-        let capacity = capacity(CONTEXT, batch);
-        let mut model = Model::new(&mut host, &config(), &RandomWeights::new(3), capacity).unwrap();
-        body(&mut host, &mut model)
-    }
-
-    fn tokens(
-        generator: &mut Generator<'_, Host<f32>>,
-        prompt: &[u32],
-        n: usize,
-        sampling: Sampling,
-    ) -> Vec<u32> {
-        let mut tokens = Vec::new();
-        let request = Request { prompt, max_new_tokens: n, sampling };
-        let timings = generator
-            .generate(&request, |row| {
-                tokens.extend_from_slice(row);
-                ControlFlow::Continue(())
-            })
-            .unwrap();
-        assert_eq!(1 + timings.decoded + timings.slid, n, "every token is counted once");
-        tokens
-    }
-
-    /// Generation as it is defined: for every token, a pass over the last P tokens from position 0, and nothing else.
-    fn by_definition(prompt: &[u32], n: usize, sampling: Sampling) -> Vec<u32> {
-        with_model(1, |host, model| {
-            let mut all = prompt.to_vec();
-            model.set_sampling(host, &sampling).unwrap();
-            for step in 0..n {
-                let window = all[all.len().saturating_sub(CONTEXT)..].to_vec();
-                model.rewind(host, step as u32).unwrap();
-                model.forward(host, &window).unwrap();
-                model.sample(host, window.len()).unwrap();
-                model.take(host, &mut all).unwrap();
-            }
-            all.split_off(prompt.len())
-        })
-    }
-
-    /// Without this, the cache, the slide at the context's end, the crop of a long prompt or the look-ahead could change the text.
-    #[test]
-    fn tokens_are_those_of_the_definition_at_every_lookahead() {
-        let long: Vec<u32> = (0..40).map(|i| (i * 7 + 1) % 31).collect();
-        for prompt in
-            [&long[..1], &long[..4], &long[..CONTEXT - 1], &long[..CONTEXT], &long[..CONTEXT + 1], &long]
-        {
-            for sampling in [HOT, Sampling::GREEDY] {
-                let expected = by_definition(prompt, 45, sampling);
-                for lookahead in [1, 2, 3, LOOKAHEAD, OUTBOX_ROWS] {
-                    let found = with_model(1, |host, model| {
-                        tokens(&mut Generator::new(host, model, 1, lookahead), prompt, 45, sampling)
-                    });
-                    assert_eq!(found, expected, "prompt of {}, look-ahead {lookahead}", prompt.len());
-                }
-            }
-        }
-    }
-
-    /// Without this, a stopped generation could leave tokens behind that the next one shows as its own.
-    #[test]
-    fn a_stop_leaves_nothing_behind() {
-        with_model(1, |host, model| {
-            let mut generator = Generator::new(host, model, 1, 4);
-            let expected = tokens(&mut generator, &[1, 2], 20, HOT);
-            for stop in 1..20 {
-                let mut seen = Vec::new();
-                let request = Request { prompt: &[1, 2], max_new_tokens: 20, sampling: HOT };
-                let timings = generator
-                    .generate(&request, |row| {
-                        seen.extend_from_slice(row);
-                        if seen.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-                    })
-                    .unwrap();
-                assert_eq!(seen, expected[..stop]);
-                assert_eq!(1 + timings.decoded + timings.slid, stop);
-                assert_eq!(tokens(&mut generator, &[1, 2], 20, HOT), expected, "after a stop at {stop}");
-            }
-        });
-    }
-
-    /// Without this, the sequences of a batch could mix, in the prompt or past the context.
-    #[test]
-    fn the_sequences_of_a_batch_do_not_mix() {
-        let prompts = [[3, 1, 4], [2, 7, 1]];
-        let both = with_model(2, |host, model| {
-            tokens(&mut Generator::new(host, model, 2, 4), prompts.as_flattened(), 20, Sampling::GREEDY)
-        });
-        for (row, prompt) in prompts.iter().enumerate() {
-            let alone: Vec<u32> = both.iter().skip(row).step_by(2).copied().collect();
-            assert_eq!(alone, by_definition(prompt, 20, Sampling::GREEDY), "row {row}");
-        }
-    }
-
-    /// Without this, a wrong request would panic inside the model, or fill the logits with NaN.
-    #[test]
-    fn a_wrong_request_is_refused() {
-        with_model(1, |host, model| {
-            let mut generator = Generator::new(host, model, 1, 1);
-            let mut problem = |prompt: &[u32], max_new_tokens, temperature| {
-                let request = Request { prompt, max_new_tokens, sampling: Sampling { temperature, ..HOT } };
-                generator.generate(&request, |_| panic!("nothing may be generated")).unwrap_err().to_string()
-            };
-            assert_eq!(problem(&[], 1, 1.0), "the prompt: is empty, expected at least one token");
-            assert_eq!(problem(&[1], 0, 1.0), "max-new-tokens: is 0, expected at least 1");
-            let foreign = "the prompt: holds token 31, expected tokens below 31, the model's vocab_size";
-            assert_eq!(problem(&[1, 31], 1, 1.0), foreign);
-            assert!(problem(&[1], 1, -1.0).starts_with("temperature: is -1"));
-        });
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! The GPT itself, written once over the [`Backend`] trait.
 
-use crate::backend::{AttentionShape, Backend, DecodeState, Rows, Step, Weights};
+use crate::backend::{AttentionShape, Backend, CURSOR_LEN, DecodeState, Rows, Step, Weights};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
@@ -33,8 +33,12 @@ struct State<B: Backend> {
     outbox: B::Outbox,
     /// Of one decode step, and of [`BURST`].
     recordings: [B::Recording; 2],
-    /// The host's copy of the cursor's `past`.
-    past: usize,
+    /// The size T of the last pass, and its recording where there is one.
+    window: (usize, B::Recording),
+    /// What `cursor` holds, or will where it is not `written`.
+    places: Vec<[u32; CURSOR_LEN]>,
+    /// Whether `cursor` holds what `places` does.
+    written: bool,
     /// Rows of tokens sampled and not taken yet.
     outstanding: usize,
 }
@@ -57,92 +61,126 @@ impl<B: Backend> Model<B> {
         &self.config
     }
 
-    /// Cached positions, the same for every sequence of the batch.
+    /// Cached positions of a sequence of the batch.
     #[must_use]
-    pub fn past(&self) -> usize {
-        self.state.past
+    pub fn past(&self, sequence: usize) -> usize {
+        self.state.places[sequence][0] as usize
     }
 
-    /// Forgets the cache and every token not taken yet, so that the next pass starts at position 0; `step` is the number of tokens
-    /// sampled so far, which seeds the next pick.
+    /// Forgets the cache and every token not taken yet, so that the next pass starts at position 0; `steps: [B]` are the numbers of tokens
+    /// that each sequence has sampled so far, which seed its next pick.
     ///
     /// # Errors
     /// The device failed.
-    pub fn rewind(&mut self, b: &mut B, step: u32) -> Result<()> {
+    pub fn rewind(&mut self, b: &mut B, steps: &[u32]) -> Result<()> {
+        assert_eq!(steps.len(), self.capacity.batch, "a step for each sequence");
         let mut dropped = Vec::new();
         while self.state.outstanding > 0 {
             self.take(b, &mut dropped)?;
         }
-        self.state.past = 0;
-        b.write_ids(&mut self.state.cursor, &[0, step])
+        for (place, &step) in self.state.places.iter_mut().zip(steps) {
+            *place = [0, step, 1];
+        }
+        self.state.written = false;
+        Ok(())
     }
 
     /// Runs `tokens: [B, T]`, appended to what the cache holds, and leaves logits in [`Model::read_logits`].
     ///
-    /// The cursor moves on with [`Model::sample`] or [`Model::advance`], not here.
+    /// Cursors move on with [`Model::sample`] or [`Model::advance`], not here.
     ///
     /// # Errors
     /// More positions than the context or the capacity holds.
     pub fn forward(&mut self, b: &mut B, tokens: &[u32]) -> Result<()> {
+        let time = tokens.len() / self.capacity.batch;
+        self.forward_padded(b, tokens, (0..self.capacity.batch).map(|_| time))
+    }
+
+    /// [`Model::forward`] of sequences of unequal lengths: of each row of `tokens` the first so many tokens count, 1 to T; behind them may
+    /// stand any token of the vocabulary.
+    ///
+    /// # Errors
+    /// More positions than the context or the capacity holds.
+    pub fn forward_padded(
+        &mut self,
+        b: &mut B,
+        tokens: &[u32],
+        lengths: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<()> {
         let step = Step { batch: self.capacity.batch, time: tokens.len() / self.capacity.batch };
-        let needed = self.state.past + step.time;
-        if needed > self.config.max_position_embeddings || step.time > self.capacity.time {
-            let context = self.config.max_position_embeddings.min(self.state.past + self.capacity.time);
-            return Err(Error::ContextFull { needed, context });
-        }
         assert_eq!(step.rows(), tokens.len(), "tokens are [B, T] for the model's batch");
-        assert!(step.time > 0, "a pass has at least one position");
+        assert_eq!(lengths.len(), step.batch, "a length for each sequence");
+        for (place, length) in self.state.places.iter_mut().zip(lengths) {
+            assert!((1..=step.time).contains(&length), "a length of {length} in a pass of {}", step.time);
+            let (past, needed) = (place[0] as usize, place[0] as usize + length);
+            if needed > self.config.max_position_embeddings || step.time > self.capacity.time {
+                let context = self.config.max_position_embeddings.min(past + self.capacity.time);
+                return Err(Error::ContextFull { needed, context });
+            }
+            self.state.written &= place[2] == number(length);
+            place[2] = number(length);
+        }
         b.write_ids(&mut self.state.tokens, tokens)?;
-        self.pass(b, step)
+        self.state.write_cursor(b)?;
+        self.repeated_pass(b, step)
     }
 
-    /// Moves the cursor past the `time` positions just run, without sampling.
+    /// Moves the cursors past the positions just run, without sampling.
+    pub fn advance(&mut self) {
+        for [past, _, length] in &mut self.state.places {
+            (*past, *length) = (*past + *length, 1);
+        }
+        self.state.written = false;
+    }
+
+    /// Sets the rules that tokens are picked by from now on, `[B]`; a new model is greedy.
     ///
     /// # Errors
     /// The device failed.
-    pub fn advance(&mut self, b: &mut B, time: usize) -> Result<()> {
-        self.state.past += time;
-        let mut cursor = b.read_ids(&self.state.cursor, 2)?;
-        cursor[0] = u32::try_from(self.state.past).expect("positions fit u32");
-        b.write_ids(&mut self.state.cursor, &cursor)
-    }
-
-    /// Sets the rule that tokens are picked by from now on; a new model is greedy.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn set_sampling(&mut self, b: &mut B, sampling: &Sampling) -> Result<()> {
+    pub fn set_sampling(&mut self, b: &mut B, sampling: &[Sampling]) -> Result<()> {
+        assert_eq!(sampling.len(), self.capacity.batch, "a rule for each sequence");
         b.set_sampling(&mut self.state.outbox, sampling)
     }
 
-    /// Picks the next token of each sequence from the last pass's logits and moves the cursor past its `time` positions.
+    /// Picks the next token of each sequence from the last pass's logits and moves its cursor past the pass.
     ///
     /// # Errors
     /// The device failed.
-    pub fn sample(&mut self, b: &mut B, time: usize) -> Result<()> {
-        self.state.sample(b, self.capacity.batch, self.config.vocab_size, time)?;
-        self.state.past += time;
-        self.state.outstanding += 1;
+    pub fn sample(&mut self, b: &mut B) -> Result<()> {
+        self.state.sample(b, self.capacity.batch, self.config.vocab_size)?;
+        self.state.count(1);
         Ok(())
     }
 
-    /// Whether [`Model::decode`] runs any number of steps as one piece of work.
+    /// Whether [`Model::decode`] runs many steps as one piece of work, and how many it should be asked for at most.
     #[must_use]
-    pub fn decodes_at_once(&self, b: &mut B) -> bool {
-        self.decoder.is_some() && b.taps().at_once()
+    pub fn decode_stride(&self, b: &mut B) -> Option<usize> {
+        self.decoder.as_ref().filter(|_| b.taps().at_once()).map(B::decode_stride)
+    }
+
+    /// Lets the next decode step run `tokens: [B]` in place of those sampled last.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn replace_tokens(&mut self, b: &mut B, tokens: &[u32]) -> Result<()> {
+        assert_eq!(tokens.len(), self.capacity.batch, "one token a sequence");
+        b.write_ids(&mut self.state.tokens, tokens)
     }
 
     /// `steps` tokens more for each sequence: each step runs the tokens sampled last, at their place, and samples the next. A backend
-    /// may run them at once, or replay what it recorded at the first call.
+    /// may run them at once, or replay what it recorded at the first call. A sequence whose context is full idles: its cache stays as it is, and
+    /// its tokens mean nothing.
     ///
     /// # Errors
-    /// The context is full, or the device failed.
+    /// The context is full for every sequence, or the device failed.
     pub fn decode(&mut self, b: &mut B, steps: usize) -> Result<()> {
-        let (needed, context) = (self.state.past + steps, self.config.max_position_embeddings);
+        let past = self.state.places.iter().map(|place| place[0]).min().expect("a batch has a sequence");
+        let (needed, context) = (past as usize + steps, self.config.max_position_embeddings);
         if needed > context {
             return Err(Error::ContextFull { needed, context });
         }
-        if self.decodes_at_once(b) {
+        self.state.write_cursor(b)?;
+        if self.decode_stride(b).is_some() {
             return self.run_decoder(b, steps);
         }
         for _ in 0..steps / BURST {
@@ -171,7 +209,7 @@ impl<B: Backend> Model<B> {
         let result = b.repeat(&mut recording, |b| {
             for _ in 0..steps {
                 self.pass(b, step)?;
-                self.state.sample(b, step.batch, self.config.vocab_size, 1)?;
+                self.state.sample(b, step.batch, self.config.vocab_size)?;
             }
             Ok(())
         });
@@ -179,6 +217,18 @@ impl<B: Backend> Model<B> {
         result?;
         self.state.count(steps);
         Ok(())
+    }
+
+    /// The pass over `state.tokens`, recorded where it is of the same size as the one before: windows that slide are, and prompts often.
+    fn repeated_pass(&mut self, b: &mut B, step: Step) -> Result<()> {
+        let (time, mut recording) = std::mem::take(&mut self.state.window);
+        if time != step.time {
+            self.state.window.0 = step.time;
+            return self.pass(b, step);
+        }
+        let result = b.repeat(&mut recording, |b| self.pass(b, step));
+        self.state.window = (time, recording);
+        result
     }
 
     /// Waits for the oldest row of sampled tokens and appends it to `tokens`.
@@ -215,8 +265,8 @@ impl<B: Backend> Model<B> {
             b.mlp_sublayer(&mut s.residual, mlp, &mut s.scratch, step.rows())?;
         }
         let rows = match self.capacity.logits {
-            LogitRows::All => Rows::all(step.rows()),
-            LogitRows::Last => Rows::last(step.batch, step.time),
+            LogitRows::Last if step.time > 1 => Rows::Last { step, cursor: &s.cursor },
+            LogitRows::All | LogitRows::Last => Rows::All(step.rows()),
         };
         let head = Head { norm: &w.final_norm, token: &w.token, channels, vocab: config.vocab_size };
         b.head(&mut s.logits, &s.residual, &head, &mut s.scratch, rows)
@@ -257,19 +307,38 @@ impl<B: Backend> State<B> {
             logits: b.wide(&logits)?,
             outbox: b.outbox(plan::outbox_slots(config, capacity), capacity.batch)?,
             recordings: Default::default(),
-            past: 0,
+            window: Default::default(),
+            places: vec![[0, 0, 1]; capacity.batch],
+            written: false,
             outstanding: 0,
         })
     }
 
-    /// Counts decode steps under way.
+    /// Has the verbs' cursors say what the host's do.
+    fn write_cursor(&mut self, b: &mut B) -> Result<()> {
+        if !self.written {
+            b.write_ids(&mut self.cursor, self.places.as_flattened())?;
+            self.written = true;
+        }
+        Ok(())
+    }
+
+    /// Counts samplings under way: the first ends the pass that the cursors' lengths are of, each further one a decode step.
     fn count(&mut self, steps: usize) {
-        self.past += steps;
+        let steps_more = number(steps);
+        for [past, step, length] in &mut self.places {
+            (*past, *step, *length) = (*past + *length + steps_more - 1, *step + steps_more, 1);
+        }
         self.outstanding += steps;
     }
 
-    fn sample(&mut self, b: &mut B, batch: usize, vocab: usize, advance: usize) -> Result<()> {
+    fn sample(&mut self, b: &mut B, batch: usize, vocab: usize) -> Result<()> {
         let Self { outbox, tokens, cursor, logits, .. } = self;
-        b.sample(outbox, tokens, cursor, logits, batch, vocab, advance)
+        b.sample(outbox, tokens, cursor, logits, batch, vocab)
     }
+}
+
+/// A count of positions or steps as cursors hold it.
+fn number(count: usize) -> u32 {
+    u32::try_from(count).expect("positions fit u32")
 }

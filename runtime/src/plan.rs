@@ -2,7 +2,7 @@
 //!
 //! Every buffer of a [`crate::Model`] is made from an [`Entry`] of this list, so what the plan adds up to is what the device holds.
 
-use crate::backend::OUTBOX_ROWS;
+use crate::backend::{CURSOR_LEN, OUTBOX_ROWS};
 use crate::config::Config;
 
 /// What a buffer holds, which decides how wide its elements are.
@@ -152,7 +152,7 @@ pub fn scratch(channels: usize, width: usize, capacity: Capacity) -> Vec<Entry> 
     ]
 }
 
-/// The state around the blocks: token ids, cursor, residual stream and logits.
+/// The state around the blocks: token ids, cursors, residual stream and logits.
 #[must_use]
 pub fn state(config: &Config, capacity: Capacity) -> Vec<Entry> {
     let rows = capacity.batch * capacity.time;
@@ -162,7 +162,7 @@ pub fn state(config: &Config, capacity: Capacity) -> Vec<Entry> {
     };
     vec![
         Entry::new("tokens", &[rows], Kind::Ids),
-        Entry::new("cursor", &[2], Kind::Ids),
+        Entry::new("cursor", &[capacity.batch, CURSOR_LEN], Kind::Ids),
         Entry::new("residual", &[rows, config.hidden_size], Kind::Wide),
         Entry::new("logits", &[logit_rows, config.vocab_size], Kind::Wide),
     ]

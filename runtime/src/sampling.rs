@@ -60,12 +60,13 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The number in (0, 1) that belongs to vocabulary index `index` of sequence `row` at sampling step `step`.
+/// The number in (0, 1) that belongs to vocabulary index `index` at sampling step `step`: whatever else the batch holds, a sequence draws the
+/// same.
 ///
 /// It has 25 bits: float32 would round the upper half of the range, and its last number to 1, whose Gumbel is infinite.
 #[must_use]
-pub fn uniform(seed: u64, step: u32, row: u32, index: u32) -> f64 {
-    let words = philox([index / 4, step, row, 0], [seed as u32, (seed >> 32) as u32]);
+pub fn uniform(seed: u64, step: u32, index: u32) -> f64 {
+    let words = philox([index / 4, step, 0, 0], [seed as u32, (seed >> 32) as u32]);
     (f64::from(words[index as usize % 4] >> 8) + 0.5) / f64::from(1 << 24)
 }
 

@@ -40,13 +40,16 @@ pub struct BenchArgs {
     /// Sequences at once, of --measure batch
     #[arg(long, value_name = "B", value_delimiter = ',', default_value = "1,8,64")]
     pub batches: Vec<NonZeroUsize>,
-    /// Time PyTorch beside it, by benches/peers/decode.py of this repository
+    /// Time others beside decode, prefill and cold-start, by the programs in benches/peers of this repository
     #[arg(long)]
     pub peers: bool,
     /// Python with PyTorch, of --peers
     #[arg(long, value_name = "PATH", default_value = "python3", env = "TOUCHSTONE_PYTHON")]
     pub python: PathBuf,
-    /// Modes of --peers, as decode.py calls them [default: eager; on a GPU eager,compiled]
+    /// CUDA's compiler, which builds the peer of cold-start
+    #[arg(long, value_name = "PATH", default_value = "nvcc", env = "TOUCHSTONE_NVCC")]
+    pub nvcc: PathBuf,
+    /// Modes of decode's peers, as decode.py calls them [default: eager; on a GPU eager,compiled]
     #[arg(long, value_name = "MODES", requires = "peers")]
     pub peer_modes: Option<String>,
     /// Print everything as one JSON object
@@ -95,8 +98,11 @@ impl BenchArgs {
     pub fn check(&self) -> Result<(), Stop> {
         let refuse = |problem: &str| Err(Stop::unusable(problem));
         let decodes = self.wants(Measure::Decode);
-        if self.peers && !decodes {
-            return refuse("--peers stands beside --measure decode, which was not asked for");
+        let has_peers = decodes || self.wants(Measure::Prefill) || self.wants(Measure::ColdStart);
+        if self.peers && !has_peers {
+            return refuse(
+                "--peers stands beside --measure decode, prefill and cold-start, none of which was asked for",
+            );
         }
         if self.svg.is_some() && !decodes {
             return refuse("--svg draws --measure decode, which was not asked for");

@@ -26,6 +26,23 @@ pub fn cold_start(model: &Path, device: DeviceChoice, dtype: &str, repeats: usiz
         first_byte(&mut command)
             .map_err(|problem| Stop::unusable(format!("cold-start: {}: {problem}", program.display())))
     };
+    timed(repeats, start)
+}
+
+/// The same of a program that does nothing else: the peer.
+///
+/// # Errors
+/// As above.
+pub fn empty_program(program: &Path, repeats: usize) -> Result<Row, Stop> {
+    let start = || {
+        first_byte(&mut Command::new(program))
+            .map_err(|problem| Stop::unusable(format!("cold-start: {}: {problem}", program.display())))
+    };
+    let row = timed(repeats, start)?;
+    Ok(Row { system: "an empty CUDA program".to_owned(), ..row })
+}
+
+fn timed(repeats: usize, start: impl Fn() -> Result<Duration, Stop>) -> Result<Row, Stop> {
     start()?;
     let times = (0..repeats).map(|_| start()).collect::<Result<Vec<_>, _>>()?;
     Ok(Row::new(Measure::ColdStart, "prompt", "us to the first byte", &times, 1))

@@ -76,10 +76,10 @@ fn definition<D: Device>(device: &mut D, subject: &Subject, count: usize) -> Res
     device.taps().set_path(Path::Plain);
     let (mut text, mut picks) = (vec![PROMPT], Vec::new());
     for step in 0..count {
-        model.rewind(device, step as u32)?;
+        model.rewind(device, &[step as u32])?;
         model.forward(device, &text)?;
         let margin = margin(&model.read_logits(device, 1)?);
-        model.sample(device, text.len())?;
+        model.sample(device)?;
         model.take(device, &mut text)?;
         picks.push(Pick { token: text[step + 1], margin });
     }
@@ -109,12 +109,10 @@ fn fast<D: Device>(
     let capacity = Capacity { batch, time: 1, logits: LogitRows::Last };
     let mut model = Model::new(device, &subject.config, subject.source(), capacity)?;
     let mut texts = vec![Vec::new(); batch];
-    let prompt = vec![PROMPT; batch];
-    let request = Request { prompt: &prompt, max_new_tokens: count, sampling: Sampling::GREEDY };
-    Generator::new(device, &mut model, batch, D::LOOKAHEAD).generate(&request, |row| {
-        for (text, &token) in texts.iter_mut().zip(row) {
-            text.push(token);
-        }
+    let request = Request { prompt: &[PROMPT], max_new_tokens: count, sampling: Sampling::GREEDY };
+    let requests = vec![request; batch];
+    Generator::new(device, &mut model, batch, D::LOOKAHEAD).generate(&requests, |sequence, token| {
+        texts[sequence].push(token);
         ControlFlow::Continue(())
     })?;
     Ok(texts)

@@ -72,7 +72,7 @@ impl<D: Device> Bench<'_, D> {
         let mut runs = Vec::new();
         for _ in 0..WARM_UP + self.repeats {
             let mut arrivals = Vec::with_capacity(context);
-            generator.generate(&request, |_| {
+            generator.generate(&[request], |_, _| {
                 arrivals.push(Instant::now());
                 ControlFlow::Continue(())
             })?;
@@ -111,10 +111,11 @@ impl<D: Device> Bench<'_, D> {
             let prompt: Vec<u32> = (0..length as u32).map(|i| i % vocab).collect();
             let request = Request { prompt: &prompt, max_new_tokens: 1, sampling: SAMPLING };
             let times = timed(self.repeats, || {
-                generator.generate(&request, |_| ControlFlow::Continue(())).map(drop)
+                generator.generate(&[request], |_, _| ControlFlow::Continue(())).map(drop)
             })?;
             let row = Row::new(Measure::Prefill, format!("{length} tokens"), "us a prompt", &times, 1);
-            rows.push(row.tokens(length).flops(pass_flops(&self.subject.config, length)));
+            let row = row.tokens(length).flops(pass_flops(&self.subject.config, length));
+            rows.push(Row { prompt: Some(length), ..row });
         }
         Ok(rows)
     }
@@ -123,9 +124,14 @@ impl<D: Device> Bench<'_, D> {
     fn generations(&mut self, batch: usize) -> Result<Vec<Duration>> {
         let mut model = self.model(batch, 1)?;
         let mut generator = Generator::new(self.device, &mut model, batch, D::LOOKAHEAD);
-        let prompt = vec![PROMPT; batch];
-        let request = Request { prompt: &prompt, max_new_tokens: self.new_tokens, sampling: SAMPLING };
-        timed(self.repeats, || generator.generate(&request, |_| ControlFlow::Continue(())).map(drop))
+        // Each with a seed of its own: texts of one seed would be the same.
+        let request = |seed| Request {
+            prompt: &[PROMPT],
+            max_new_tokens: self.new_tokens,
+            sampling: Sampling { seed, ..SAMPLING },
+        };
+        let requests: Vec<_> = (0..batch as u64).map(request).collect();
+        timed(self.repeats, || generator.generate(&requests, |_, _| ControlFlow::Continue(())).map(drop))
     }
 
     fn model(&mut self, batch: usize, time: usize) -> Result<Model<D>> {

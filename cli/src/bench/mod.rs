@@ -77,7 +77,7 @@ fn measure_all(args: &BenchArgs, sections: &mut Vec<Section>) -> Result<(), Stop
             let run = Run { args, subject, new_tokens, sections };
             dispatch(run, args.device, dtype, subject.config.dtype)??;
             if args.peers {
-                add_peers(args, subject, sections.last_mut().expect("a run adds its section"))?;
+                peers::add(args, subject, sections.last_mut().expect("a run adds its section"))?;
             }
         }
     }
@@ -95,17 +95,6 @@ fn new_tokens(args: &BenchArgs, subject: &Subject) -> Result<usize, Stop> {
             subject.name
         ))),
     }
-}
-
-/// Beside the decode row, once our own model has left the device.
-fn add_peers(args: &BenchArgs, subject: &Subject, section: &mut Section) -> Result<(), Stop> {
-    let place = section.rows.iter().position(|row| row.measure == Measure::Decode);
-    let place = place.expect("the arguments were checked: --peers comes with decode");
-    let (ours, new_tokens) = (&section.rows[place], section.new_tokens);
-    let found = peers::run(args, subject, section.kind, section.dtype, new_tokens, ours)?;
-    section.rows.splice(place + 1..place + 1, found.rows);
-    section.peers = Some(found.environment);
-    Ok(())
 }
 
 fn draw(args: &BenchArgs, sections: &[Section]) -> Result<(), Stop> {

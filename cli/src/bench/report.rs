@@ -118,7 +118,9 @@ fn table(rows: &[Row]) -> String {
             optional(row.tokens_per_s),
             optional(row.gflop_per_s),
             optional(row.bytes_per_s.map(|rate| rate / 1e9)),
-            row.bandwidth_share.map_or_else(String::new, |share| format!("{:.1} %", share * 100.0)),
+            row.bandwidth_share
+                .or(row.matrix_share)
+                .map_or_else(String::new, |share| format!("{:.1} %", share * 100.0)),
             ratio,
         ]);
     }

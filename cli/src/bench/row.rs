@@ -39,6 +39,12 @@ pub struct Row {
     /// The least time in which the device can read them, as a share of the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth_share: Option<f64>,
+    /// The speed, as a share of that of a large matrix product in the same run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matrix_share: Option<f64>,
+    /// Tokens of the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<usize>,
     /// A peer's median over ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times_ours: Option<f64>,
@@ -69,6 +75,8 @@ impl Row {
             gflop_per_s: None,
             bytes_per_s: None,
             bandwidth_share: None,
+            matrix_share: None,
+            prompt: None,
             times_ours: None,
             times_first: None,
         }

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use touchstone_runtime::Result;
-use touchstone_runtime::backend::{AttentionShape, LinearShape, Step};
+use touchstone_runtime::backend::{AttentionShape, CURSOR_LEN, LinearShape, Step};
 use touchstone_runtime::device::Device;
 use touchstone_runtime::modules::LayerCache;
 use touchstone_runtime::plan::{self, Entry, Kind};
@@ -89,8 +89,8 @@ fn attention<D: Device>(device: &mut D, subject: &Subject, repeats: usize) -> Re
         device.write(&mut cache.values, &filling)?;
         caches.push(cache);
     }
-    let mut cursor = device.ids(&Entry::new("cursor", &[2], Kind::Ids))?;
-    device.write_ids(&mut cursor, &[shape.context as u32 - 1, 0])?;
+    let mut cursor = device.ids(&Entry::new("cursor", &[CURSOR_LEN], Kind::Ids))?;
+    device.write_ids(&mut cursor, &[shape.context as u32 - 1, 0, 1])?;
     let q = activations(device, shape.channels())?;
     let mut y = device.buf(&Entry::new("y", &[1, shape.channels()], Kind::Working))?;
     let call = |b: &mut D, y: &mut D::Buf, i: usize| {

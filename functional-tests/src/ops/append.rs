@@ -32,7 +32,7 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, _: Mode) -> Result<Ve
     let shape = AttentionShape { step: Step { batch, time }, heads, head_size, context };
     let mut y = Guarded::<B, Working>::input(b, "cache", &cache.values)?;
     let x = Guarded::<B, Working>::input(b, "x", &x.values)?;
-    let cursor = cursor(b, past, 0)?;
+    let cursor = cursor(b, past, shape.step)?;
     b.append(&mut y.buffer, &x.buffer, &cursor, shape)?;
     Ok(Produced::y(&cache.shape, y.read(b)?))
 }

@@ -41,7 +41,7 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, _: Mode) -> Result<Ve
     let input = Guarded::<B, Working>::input(b, "q", &q.values)?;
     let keys = Guarded::<B, Working>::input(b, "keys", &as_cache(k, shape))?;
     let values = Guarded::<B, Working>::input(b, "values", &as_cache(v, shape))?;
-    let cursor = cursor(b, past, 0)?;
+    let cursor = cursor(b, past, shape.step)?;
     let mut y = Guarded::<B, Working>::output(b, "y", q.values.len())?;
     b.attention(&mut y.buffer, &input.buffer, &keys.buffer, &values.buffer, &cursor, shape)?;
     Ok(Produced::y(&q.shape, y.read(b)?))

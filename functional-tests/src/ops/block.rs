@@ -35,7 +35,7 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, mode: Mode) -> Result
     let mlp = MlpSublayer::load(b, operands, "", channels, width, eps)?;
     let mut cache = poisoned_cache(b, shape)?;
     let mut scratch = poisoned_scratch(b, channels, width, step)?;
-    let cursor = cursor(b, 0, 0)?;
+    let cursor = cursor(b, 0, shape.step)?;
     let mut residual = Guarded::<B, Wide>::input(b, "x", &x.values)?;
     let mut forward = |b: &mut B| {
         b.attention_sublayer(&mut residual.buffer, &attention, &mut cache, &mut scratch, &cursor, shape)?;

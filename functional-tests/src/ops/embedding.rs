@@ -33,8 +33,9 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, _: Mode) -> Result<Ve
         None
     };
     let tokens = ids(b, "tokens", &tokens)?;
-    let cursor = cursor(b, past, 0)?;
+    let step = Step { batch, time };
+    let cursor = cursor(b, past, step)?;
     let mut y = Guarded::<B, Wide>::output(b, "y", batch * time * channels)?;
-    b.embedding(&mut y.buffer, &tokens, &token, position.as_ref(), &cursor, Step { batch, time }, channels)?;
+    b.embedding(&mut y.buffer, &tokens, &token, position.as_ref(), &cursor, step, channels)?;
     Ok(Produced::y(&[batch, time, channels], y.read(b)?))
 }

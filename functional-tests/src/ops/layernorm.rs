@@ -3,11 +3,11 @@
 use serde::Deserialize;
 use touchstone_golden::Case;
 use touchstone_runtime::Backend;
-use touchstone_runtime::backend::Rows;
+use touchstone_runtime::backend::{Rows, Step};
 use touchstone_runtime::modules::Norm;
 
 use super::{Mode, Produced};
-use crate::buffers::{Guarded, Wide, Working};
+use crate::buffers::{Guarded, Wide, Working, ids, number};
 use crate::error::Result;
 use crate::operands::Operands;
 
@@ -37,20 +37,23 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, mode: Mode) -> Result
         return Ok(Produced::y(&x.shape, values));
     }
     let mut y = Guarded::<B, Working>::output(b, "y", x.values.len())?;
-    b.layernorm(&mut y.buffer, &input.buffer, &norm, Rows::all(x.values.len() / channels), channels)?;
+    b.layernorm(&mut y.buffer, &input.buffer, &norm, Rows::All(x.values.len() / channels), channels)?;
     Ok(Produced::y(&x.shape, y.read(b)?))
 }
 
-/// The positions of x `[B, T, C]` one call each, put together again.
+/// The positions of x `[B, T, C]`, one of each sequence a call, put together again. No two sequences are at the same one.
 fn strided<B: Backend>(b: &mut B, x: &Guarded<B, Wide>, norm: &Norm<B>, shape: &[usize]) -> Result<Vec<f64>> {
     let (batch, time, channels) = (shape[0], shape[1], shape[2]);
     let mut whole = vec![f64::NAN; batch * time * channels];
     for position in 0..time {
-        let rows = Rows { count: batch, first: position, step: time };
+        let place = |sequence: usize| (position + sequence) % time;
+        let cursors: Vec<_> = (0..batch).map(|sequence| [7, 5, number(place(sequence) + 1)]).collect();
+        let cursor = ids(b, "cursor", cursors.as_flattened())?;
+        let rows = Rows::Last { step: Step { batch, time }, cursor: &cursor };
         let mut y = Guarded::<B, Working>::output(b, "y", batch * channels)?;
         b.layernorm(&mut y.buffer, &x.buffer, norm, rows, channels)?;
         for (sequence, row) in y.read(b)?.chunks_exact(channels).enumerate() {
-            let start = (sequence * time + position) * channels;
+            let start = (sequence * time + place(sequence)) * channels;
             whole[start..start + channels].copy_from_slice(row);
         }
     }

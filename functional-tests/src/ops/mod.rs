@@ -14,15 +14,19 @@ use crate::operands::Operands;
 pub enum Mode {
     /// The one verb of the op.
     Verb,
-    /// LayerNorm of every T-th row, one after the other: as the head reads the last positions.
+    /// LayerNorm of one row of each sequence, another for each: as the head reads the last positions.
     Strided,
     /// The product by the verb that keeps logits wide.
     Wide,
     /// A module or generation, free-running as fast as the backend can; only its result can be seen.
     Fused,
-    /// The same, spread over all of the device, as larger models are.
+    /// A model, free-running, its sequences at different places and padded to one length.
+    Ragged,
+    /// A model fed token by token, each by a decode step, as fast as the backend can decode.
+    Decode,
+    /// Generation, or a model fed token by token, by what larger models are decoded by: spread over all of the device.
     Grid,
-    /// A generation, free-running step by step through the backend's fused verbs.
+    /// The same, step by step through the backend's fused verbs.
     Steps,
     /// A module, free-running through the plain verbs, every tap compared.
     Plain,
@@ -39,6 +43,8 @@ impl Mode {
             Self::Strided => "strided",
             Self::Wide => "wide",
             Self::Fused => "fused",
+            Self::Ragged => "ragged",
+            Self::Decode => "decode",
             Self::Grid => "grid",
             Self::Steps => "steps",
             Self::Plain => "plain",
@@ -50,7 +56,9 @@ impl Mode {
     #[must_use]
     pub fn path(self) -> Path {
         match self {
-            Self::Verb | Self::Strided | Self::Wide | Self::Fused => Path::Fastest,
+            Self::Verb | Self::Strided | Self::Wide | Self::Fused | Self::Ragged | Self::Decode => {
+                Path::Fastest
+            }
             Self::Grid => Path::Grid,
             Self::Steps => Path::Steps,
             Self::Plain | Self::Injected => Path::Plain,

@@ -32,7 +32,7 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, mode: Mode) -> Result
     let module = SelfAttention::load(b, operands, "", channels)?;
     let mut cache = poisoned_cache(b, shape)?;
     let mut scratch = poisoned_scratch(b, channels, 1, step)?;
-    let cursor = cursor(b, 0, 0)?;
+    let cursor = cursor(b, 0, shape.step)?;
     b.write(&mut scratch.normed, &x.values)?;
     with_taps(b, operands.case, "out", 1, mode, |b| {
         Ok(module.compose(b, &mut cache, &mut scratch, &cursor, shape)?)

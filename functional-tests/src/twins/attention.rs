@@ -2,7 +2,7 @@
 
 use touchstone_runtime::backend::AttentionShape;
 
-use super::Defect;
+use super::{Defect, past};
 
 /// y[b, t, h] = softmax(q · keys / √D) · values. `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`.
 pub fn attention(
@@ -10,7 +10,7 @@ pub fn attention(
     q: &[f32],
     keys: &[f32],
     values: &[f32],
-    past: usize,
+    cursor: &[u32],
     shape: AttentionShape,
     defect: Defect,
 ) {
@@ -21,11 +21,14 @@ pub fn attention(
         _ => ((b * heads + h) * context + s) * head_size,
     };
     for (b, t, h) in places(shape) {
+        let past = past(cursor, b);
         let visible = match defect {
             Defect::SeesOneFutureKey => (past + t + 2).min(past + step.time),
             Defect::MissesOwnKey => (past + t).max(1),
             _ => past + t + 1,
         };
+        // Padding may reach past the context.
+        let visible = visible.min(context);
         let score = |s: usize| {
             // The other way round: this position's key with the other's query.
             let swapped = defect == Defect::SwappedQueryAndKey && past == 0;
@@ -58,14 +61,18 @@ fn softmax(scores: &[f64], shifted: bool) -> Vec<f64> {
 }
 
 /// cache[b, h, past + t] = x[b, t, h]. `cache: [B, H, P, D]`, `x: [B, T, C]`.
-pub fn append(cache: &mut [f32], x: &[f32], past: usize, shape: AttentionShape, defect: Defect) {
+pub fn append(cache: &mut [f32], x: &[f32], cursor: &[u32], shape: AttentionShape, defect: Defect) {
     let AttentionShape { step, heads, head_size, context } = shape;
     for (b, t, h) in places(shape) {
+        let past = past(cursor, b);
         let position = match defect {
             Defect::StaleCacheRow if past > 0 && t == 0 => continue,
             Defect::OverwrittenCacheRow if past > 0 => past + t - 1,
             _ => past + t,
         };
+        if position >= context {
+            continue;
+        }
         let from = match defect {
             Defect::HeadsAndTimeSwapped => (b * heads + h) * step.time + t,
             _ => (b * step.time + t) * heads + h,

@@ -1,6 +1,8 @@
 //! The twin itself: hands every verb to the host, but for the broken one.
 
-use touchstone_runtime::backend::{AttentionShape, DecodeState, LinearShape, Rows, Step, Weights};
+use touchstone_runtime::backend::{
+    AttentionShape, CURSOR_LEN, DecodeState, LinearShape, Rows, Step, Weights,
+};
 use touchstone_runtime::modules::Norm;
 use touchstone_runtime::plan::{Entry, Precision};
 use touchstone_runtime::sampling::Sampling;
@@ -33,11 +35,6 @@ impl Twin {
     fn broken(&self, op: &str) -> Option<Defect> {
         self.defect.filter(|defect| defect.blame().op == op)
     }
-}
-
-/// The cursor's number of cached positions.
-fn past(cursor: &[u32]) -> usize {
-    cursor[0] as usize
 }
 
 impl Backend for Twin {
@@ -118,7 +115,7 @@ impl Backend for Twin {
     ) -> Result<()> {
         let position = position.map(|weight| weight.values.as_slice());
         let defect = self.broken("embedding");
-        scalar::embedding(y, tokens, &token.values, position, past(cursor), step, channels, defect);
+        scalar::embedding(y, tokens, &token.values, position, cursor, step, channels, defect);
         Ok(())
     }
 
@@ -127,7 +124,7 @@ impl Backend for Twin {
         y: &mut Self::Buf,
         x: &Self::Wide,
         norm: &Norm<Self>,
-        rows: Rows,
+        rows: Rows<'_, Self::Ids>,
         channels: usize,
     ) -> Result<()> {
         let parameters = (norm.weight.values.as_slice(), norm.bias.values.as_slice());
@@ -176,7 +173,7 @@ impl Backend for Twin {
         shape: AttentionShape,
     ) -> Result<()> {
         let Some(defect) = self.broken("append") else { return self.host.append(cache, x, cursor, shape) };
-        attention::append(cache, x, past(cursor), shape, defect);
+        attention::append(cache, x, cursor, shape, defect);
         Ok(())
     }
 
@@ -192,19 +189,22 @@ impl Backend for Twin {
         let Some(defect) = self.broken("attention") else {
             return self.host.attention(y, q, keys, values, cursor, shape);
         };
-        attention::attention(y, q, keys, values, past(cursor), shape, defect);
+        attention::attention(y, q, keys, values, cursor, shape, defect);
         Ok(())
     }
 
-    fn set_sampling(&mut self, outbox: &mut Self::Outbox, sampling: &Sampling) -> Result<()> {
-        let mut sampling = *sampling;
-        match self.defect {
-            Some(Defect::TopKOffByOne) if sampling.top_k > 0 => sampling.top_k += 1,
-            Some(Defect::TopPIgnored) => sampling.top_p = 1.0,
-            Some(Defect::PhiloxWithoutHighSeed) => sampling.seed &= u64::from(u32::MAX),
-            _ => {}
+    fn set_sampling(&mut self, outbox: &mut Self::Outbox, sampling: &[Sampling]) -> Result<()> {
+        let mut rules = sampling.to_vec();
+        for rule in &mut rules {
+            match self.defect {
+                Some(Defect::TopKOffByOne) if rule.top_k > 0 => rule.top_k += 1,
+                Some(Defect::TopPIgnored) => rule.top_p = 1.0,
+                Some(Defect::PhiloxWithoutHighSeed) => rule.seed &= u64::from(u32::MAX),
+                Some(Defect::RuleOfTheFirstRow) => *rule = sampling[0],
+                _ => {}
+            }
         }
-        self.host.set_sampling(outbox, &sampling)
+        self.host.set_sampling(outbox, &rules)
     }
 
     fn sample(
@@ -215,14 +215,20 @@ impl Backend for Twin {
         logits: &Self::Wide,
         batch: usize,
         vocab: usize,
-        advance: usize,
     ) -> Result<()> {
-        let step = cursor[1];
-        if let Some(Defect::PhiloxWithoutStep) = self.defect {
-            cursor[1] = 0;
+        let mut drawn = cursor.clone();
+        let first = cursor[1];
+        for place in drawn.chunks_exact_mut(CURSOR_LEN) {
+            match self.defect {
+                Some(Defect::PhiloxWithoutStep) => place[1] = 0,
+                Some(Defect::StepOfTheFirstRow) => place[1] = first,
+                _ => {}
+            }
         }
-        self.host.sample(outbox, tokens, cursor, logits, batch, vocab, advance)?;
-        cursor[1] = step + 1;
+        self.host.sample(outbox, tokens, &mut drawn, logits, batch, vocab)?;
+        for place in cursor.chunks_exact_mut(CURSOR_LEN) {
+            (place[0], place[1], place[2]) = (place[0] + place[2], place[1] + 1, 1);
+        }
         Ok(())
     }
 
@@ -236,6 +242,10 @@ impl Backend for Twin {
         mut body: impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
         body(self)
+    }
+
+    fn decode_stride(decoder: &Self::Decoder) -> usize {
+        match *decoder {}
     }
 
     fn decode(

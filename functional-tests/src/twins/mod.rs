@@ -8,6 +8,8 @@ mod teeth;
 pub use backend::Twin;
 pub use teeth::{Bite, bite, control, suitable};
 
+use touchstone_runtime::backend::CURSOR_LEN;
+
 /// A mistake that has been made somewhere, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
@@ -63,6 +65,15 @@ pub enum Defect {
     PhiloxWithoutStep,
     /// Random numbers without the seed's high word.
     PhiloxWithoutHighSeed,
+    /// Every row picked by the first row's rule.
+    RuleOfTheFirstRow,
+    /// Every row drawn as the first row's pick.
+    StepOfTheFirstRow,
+}
+
+/// The number of positions that this sequence has cached.
+fn past(cursor: &[u32], sequence: usize) -> usize {
+    cursor[sequence * CURSOR_LEN] as usize
 }
 
 /// What a defect breaks, so that the blame can be checked.
@@ -76,7 +87,7 @@ pub struct Blame {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::TanhGelu,
         Self::SigmoidGelu,
         Self::TransposedWeight,
@@ -103,6 +114,8 @@ impl Defect {
         Self::TopPIgnored,
         Self::PhiloxWithoutStep,
         Self::PhiloxWithoutHighSeed,
+        Self::RuleOfTheFirstRow,
+        Self::StepOfTheFirstRow,
     ];
 
     /// Who is to blame for it.
@@ -132,7 +145,9 @@ impl Defect {
             Self::TopKOffByOne
             | Self::TopPIgnored
             | Self::PhiloxWithoutStep
-            | Self::PhiloxWithoutHighSeed => ("sample", &[]),
+            | Self::PhiloxWithoutHighSeed
+            | Self::RuleOfTheFirstRow
+            | Self::StepOfTheFirstRow => ("sample", &[]),
         };
         Blame { op, taps }
     }

@@ -1,8 +1,8 @@
 //! Verbs that read weights, one element after the other, in float64 unless the defect says otherwise.
 
-use touchstone_runtime::backend::{LinearShape, Rows, Step};
+use touchstone_runtime::backend::{CURSOR_LEN, LinearShape, Rows, Step};
 
-use super::Defect;
+use super::{Defect, past};
 
 /// y = x · weightᵀ + bias. `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]` or none.
 pub fn linear(
@@ -29,18 +29,22 @@ pub fn linear(
     }
 }
 
-/// LayerNorm. `y: [rows.count, C]`, `x: [R, C]`, `weight, bias: [C]`.
+/// LayerNorm. `y: [rows.count(), C]`, `x: [R, C]`, `weight, bias: [C]`.
 pub fn layernorm(
     y: &mut [f32],
     x: &[f32],
     (weight, bias): (&[f32], &[f32]),
     eps: f64,
-    rows: Rows,
+    rows: Rows<'_, Vec<u32>>,
     channels: usize,
     defect: Option<Defect>,
 ) {
-    for (row, y) in y.chunks_exact_mut(channels).take(rows.count).enumerate() {
-        let x = &x[(rows.first + row * rows.step) * channels..][..channels];
+    for (row, y) in y.chunks_exact_mut(channels).take(rows.count()).enumerate() {
+        let from = match rows {
+            Rows::All(_) => row,
+            Rows::Last { step, cursor } => row * step.time + cursor[row * CURSOR_LEN + 2] as usize - 1,
+        };
+        let x = &x[from * channels..][..channels];
         let n = channels as f64;
         let mean = x.iter().copied().map(f64::from).sum::<f64>() / n;
         let squares: f64 = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum();
@@ -71,12 +75,13 @@ pub fn embedding(
     tokens: &[u32],
     token: &[f32],
     position: Option<&[f32]>,
-    past: usize,
+    cursor: &[u32],
     step: Step,
     channels: usize,
     defect: Option<Defect>,
 ) {
     for (row, y) in y.chunks_exact_mut(channels).take(step.rows()).enumerate() {
+        let past = past(cursor, row / step.time);
         let place = match defect {
             Some(Defect::PositionOffByOne) => past + row % step.time + 1,
             Some(Defect::PositionWithoutPast) => row % step.time,

@@ -54,7 +54,14 @@ impl ClusterLayout {
     #[must_use]
     pub fn stream_len(&self) -> usize {
         let ModelShape { channels, width, layers, .. } = self.shape;
-        layers * (4 * channels * channels + 2 * channels * width)
+        layers * ((self.qkv_rows() + channels) * channels + 2 * channels * width)
+    }
+
+    /// Rows of q, k and v that the blocks have in all. In a small cluster, each of a head's blocks has all of the head's.
+    fn qkv_rows(&self) -> usize {
+        let ModelShape { channels, heads, .. } = self.shape;
+        let local = self.cluster <= 8 && heads * self.split == self.cluster;
+        3 * channels * if local { self.split } else { 1 }
     }
 
     fn stream_bytes(&self) -> usize {
@@ -72,7 +79,7 @@ impl ClusterLayout {
         let ModelShape { channels, width, layers, vocab, .. } = self.shape;
         let team = self.cluster * WARPS;
         let rows = |all: usize| WARPS * all.div_ceil(team);
-        let layer = 2 * channels + 2 * rows(3 * channels) + 2 * rows(width) + 2 * rows(channels);
+        let layer = 2 * channels + 2 * rows(self.qkv_rows()) + 2 * rows(width) + 2 * rows(channels);
         layers * layer + channels + 2 * rows(vocab)
     }
 
@@ -155,9 +162,10 @@ mod tests {
     #[test]
     fn lengths_are_those_counted_by_hand() {
         let layout = ClusterLayout::new(SMALL, 4).unwrap();
-        assert_eq!(layout.stream_len(), 6 * (4 * 128 * 128 + 2 * 128 * 512));
-        // 64 warps: 6, 8 and 2 rows of q, k, v, of up, and of out and down each; 2 of the head.
-        let block = 6 * (2 * 128 + 8 * (2 * 6 + 2 * 8 + 2 + 2)) + 128 + 8 * 2 * 2;
+        // q, k and v twice: two blocks share a head.
+        assert_eq!(layout.stream_len(), 6 * (7 * 128 * 128 + 2 * 128 * 512));
+        // 64 warps: 12, 8 and 2 rows of q, k, v, of up, and of out and down each; 2 of the head.
+        let block = 6 * (2 * 128 + 8 * (2 * 12 + 2 * 8 + 2 + 2)) + 128 + 8 * 2 * 2;
         assert_eq!(layout.constants_len(), 8 * block);
     }
 }

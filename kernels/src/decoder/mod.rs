@@ -14,11 +14,12 @@ pub use grid::{GridDecoder, GridKernels};
 pub use grid_layout::GridLayout;
 
 use crate::buffer::Buffer;
-use crate::device::Module;
+use crate::context::Module;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;
 use crate::outbox::Outbox;
+use crate::shape::check_cursor;
 
 /// A model's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,16 @@ pub enum Decoder<E: Element> {
 }
 
 impl<E: Element> Decoder<E> {
+    /// Steps that a launch should have at most, since nothing stops it: a cluster needs milliseconds for a whole context, the models of a
+    /// grid up to seconds.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        match self {
+            Self::Cluster(_) => usize::MAX,
+            Self::Grid(_) => 32,
+        }
+    }
+
     /// Runs `steps` decode steps. Allocates nothing. The context must have room for them.
     ///
     /// # Errors
@@ -146,7 +157,7 @@ pub struct Generation<'a, E: Element> {
     pub logits: &'a mut Buffer<f32>,
     /// `[1]`: the token sampled last.
     pub tokens: &'a mut Buffer<u32>,
-    /// `[2]`.
+    /// `[1, 3]`.
     pub cursor: &'a mut Buffer<u32>,
     /// Where the tokens go: of one row, with a slot for each of the steps.
     pub outbox: &'a mut Outbox,
@@ -161,7 +172,8 @@ impl<E: Element> Generation<'_, E> {
         let Self { token, position, final_norm, logits, tokens, cursor, outbox, .. } = self;
         assert!(token.len() == vocab * channels && position.len() == context * channels, "embeddings");
         assert!(final_norm.iter().all(|part| part.len() == channels), "the last norm");
-        assert!(logits.len() >= vocab && tokens.len() >= 1 && cursor.len() >= 2, "state");
+        assert!(logits.len() >= vocab && tokens.len() >= 1, "state");
+        check_cursor(cursor, 1);
         assert!(outbox.batch() == 1 && layers == shape.layers, "one sequence, and a state for each layer");
         assert!(steps <= outbox.slots(), "{steps} steps, more than the outbox has slots");
     }

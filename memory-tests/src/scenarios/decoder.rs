@@ -43,7 +43,7 @@ where
     let model = Model::new(cuda, &narrow(), &weights(), narrow_capacity())?;
     let compute = cuda.device().info().compute.0;
     if compute == 9 || (compute >= 8 && path == Path::Grid) {
-        assert!(model.decodes_at_once(cuda), "there is no decoder");
+        assert!(model.decode_stride(cuda).is_some(), "there is no decoder");
     }
     Ok(model)
 }
@@ -57,7 +57,7 @@ where
     for (max_new_tokens, sampling) in [(32, Sampling::GREEDY), (32, LIVELY), (36, LIVELY), (1, LIVELY)] {
         let mut count = 0;
         let request = Request { prompt: &PROMPT, max_new_tokens, sampling };
-        Generator::new(cuda, &mut model, 1, LOOKAHEAD).generate(&request, |_| {
+        Generator::new(cuda, &mut model, 1, LOOKAHEAD).generate(&[request], |_, _| {
             count += 1;
             ControlFlow::Continue(())
         })?;
@@ -76,8 +76,8 @@ where
     for _ in 0..=u32::from(again) {
         let mut text = Vec::new();
         let request = Request { prompt: &PROMPT, max_new_tokens: 32, sampling: LIVELY };
-        Generator::new(cuda, &mut model, 1, LOOKAHEAD).generate(&request, |row| {
-            text.extend_from_slice(row);
+        Generator::new(cuda, &mut model, 1, LOOKAHEAD).generate(&[request], |_, token| {
+            text.push(token);
             if text.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         texts.push(text);
@@ -96,7 +96,7 @@ where
     let before = ledger::snapshot();
     let model = model(cuda, path)?;
     let held = entered(&before, &ledger::snapshot(), Kind::DeviceMemory);
-    let bytes = plan::total_bytes(&planned, cuda.precision()) + Outbox::STATE_LEN * size_of::<u32>();
+    let bytes = plan::total_bytes(&planned, cuda.precision()) + Outbox::state_len(1) * size_of::<u32>();
     ensure!((held.handles, held.bytes) == (planned.len() + 1, bytes), "planned {bytes} bytes, held {held:?}");
     drop(model);
     ensure!(ledger::snapshot() == before, "dropped, and the ledger has {}", ledger::snapshot());
@@ -110,12 +110,12 @@ where
 {
     let mut model = model(cuda, path)?;
     model.forward(cuda, &PROMPT)?;
-    model.sample(cuda, PROMPT.len())?;
+    model.sample(cuda)?;
     let mut tokens = Vec::with_capacity(1 + 2 * TOKENS);
     model.take(cuda, &mut tokens)?;
     let (before, (free_before, _)) = (ledger::snapshot(), cuda.device().memory()?);
     must_not_allocate(|| {
-        model.rewind(cuda, 1)?;
+        model.rewind(cuda, &[1])?;
         model.decode(cuda, 2)?;
         model.take(cuda, &mut tokens)?;
         Ok(model.take(cuda, &mut tokens)?)

@@ -1,7 +1,7 @@
 //! The launchers that do the work of several verbs, which the backend reaches through its modules only; GPU alone.
 
 use touchstone_kernels::{
-    self as kernels, Buffer, CacheShape, Element, LinearShape, NormQkvWeights, NormShape,
+    self as kernels, Buffer, CURSOR_LEN, CacheShape, Element, LinearShape, NormQkvWeights, NormShape,
 };
 use touchstone_runtime::Cuda;
 
@@ -40,7 +40,7 @@ impl<E: Element> Operands<E> {
             cache: (Buffer::zeroed(device, cache_len)?, Buffer::zeroed(device, cache_len)?),
             wide: Buffer::zeroed(device, rows * channels)?,
             logits: Buffer::zeroed(device, rows * channels)?,
-            cursor: Buffer::zeroed(device, 2)?,
+            cursor: Buffer::zeroed(device, CURSOR_LEN)?,
             matrix: Buffer::from_slice(device, &pattern(channels * channels))?,
             vector: Buffer::from_slice(device, &pattern(channels))?,
         })
@@ -51,7 +51,7 @@ impl<E: Element> Operands<E> {
 type Call<E> = fn(&kernels::Device, &mut Operands<E>, rows: u32) -> kernels::Result<()>;
 
 fn norm_shape(rows: u32) -> NormShape {
-    NormShape { count: rows, first: 0, step: 1, columns: CHANNELS, eps: 1e-5 }
+    NormShape { count: rows, time: 1, columns: CHANNELS, eps: 1e-5 }
 }
 
 fn linear_add<E: Element>(device: &kernels::Device, o: &mut Operands<E>, rows: u32) -> kernels::Result<()> {
@@ -66,7 +66,7 @@ fn norm_gelu<E: Element>(device: &kernels::Device, o: &mut Operands<E>, rows: u3
 
 fn norm_logits<E: Element>(device: &kernels::Device, o: &mut Operands<E>, rows: u32) -> kernels::Result<()> {
     let (norm, outputs) = ((&o.vector, &o.vector), CHANNELS as usize);
-    kernels::norm_logits(device, &mut o.logits, &o.wide, norm, &o.matrix, norm_shape(rows), outputs)
+    kernels::norm_logits(device, &mut o.logits, &o.wide, norm, &o.matrix, None, norm_shape(rows), outputs)
 }
 
 fn norm_qkv<E: Element>(device: &kernels::Device, o: &mut Operands<E>, rows: u32) -> kernels::Result<()> {

@@ -38,10 +38,10 @@ pub(super) fn generate<B: Backend>(
     count: usize,
     tokens: &mut Vec<u32>,
 ) -> Result<()> {
-    model.set_sampling(b, sampling)?;
-    model.rewind(b, 0)?;
+    model.set_sampling(b, &[*sampling])?;
+    model.rewind(b, &[0])?;
     model.forward(b, &PROMPT)?;
-    model.sample(b, PROMPT.len())?;
+    model.sample(b)?;
     model.take(b, tokens)?;
     while tokens.len() < count {
         decode(b, model)?;
@@ -59,30 +59,30 @@ fn forward<B: Backend>(b: &mut B) -> Check {
     let mut model = model(b)?;
     for prompt in [&[3; CAPACITY.time][..], &PROMPT[..], &PROMPT[..1]] {
         model.forward(b, prompt)?;
-        model.advance(b, prompt.len())?;
+        model.advance();
         ensure!(model.read_logits(b, prompt.len())?.iter().all(|x| x.is_finite()), "logits are not finite");
     }
     Ok(())
 }
 
-/// A model for a [`Generator`].
+/// A model for a [`Generator`] of `batch` sequences.
 ///
 /// # Errors
 /// Those of the backend.
-pub(super) fn generating<B: Backend>(b: &mut B) -> Result<Model<B>> {
+pub(super) fn generating<B: Backend>(b: &mut B, batch: usize) -> Result<Model<B>> {
     let config = short_config();
-    Model::new(b, &config, &weights(), capacity(config.max_position_embeddings, 1))
+    Model::new(b, &config, &weights(), capacity(config.max_position_embeddings, batch))
 }
 
 /// Greedy and sampled, from the cache and past its end, with one decode step under way and with many.
 fn generator<B: Backend>(b: &mut B) -> Check {
-    let mut model = generating(b)?;
+    let mut model = generating(b, 1)?;
     for lookahead in [1, LOOKAHEAD] {
         let mut generator = Generator::new(b, &mut model, 1, lookahead);
         for (max_new_tokens, sampling) in [(32, Sampling::GREEDY), (32, LIVELY), (36, LIVELY)] {
             let mut count = 0;
             let request = Request { prompt: &PROMPT, max_new_tokens, sampling };
-            let timings = generator.generate(&request, |_| {
+            let timings = generator.generate(&[request], |_, _| {
                 count += 1;
                 ControlFlow::Continue(())
             })?;
@@ -95,10 +95,10 @@ fn generator<B: Backend>(b: &mut B) -> Check {
 
 /// Stopped after three tokens by `stop`, with decode steps under way.
 fn stopped_generating<B: Backend>(b: &mut B, stop: fn() -> ControlFlow<()>) -> Check {
-    let mut model = generating(b)?;
+    let mut model = generating(b, 1)?;
     let mut generator = Generator::new(b, &mut model, 1, LOOKAHEAD);
     let mut left = 3;
-    generator.generate(&Request { prompt: &PROMPT, max_new_tokens: 32, sampling: LIVELY }, |_| {
+    generator.generate(&[Request { prompt: &PROMPT, max_new_tokens: 32, sampling: LIVELY }], |_, _| {
         left -= 1;
         if left == 0 { stop() } else { ControlFlow::Continue(()) }
     })?;
@@ -108,12 +108,12 @@ fn stopped_generating<B: Backend>(b: &mut B, stop: fn() -> ControlFlow<()>) -> C
 
 /// A request without a meaning is refused before anything runs.
 fn refused_request<B: Backend>(b: &mut B) -> Check {
-    let mut model = generating(b)?;
+    let mut model = generating(b, 1)?;
     let unknown = u32::try_from(short_config().vocab_size)?;
     let mut generator = Generator::new(b, &mut model, 1, 1);
     for (prompt, max_new_tokens) in [(&[][..], 1), (&[0], 0), (&[unknown], 1)] {
         let request = Request { prompt, max_new_tokens, sampling: LIVELY };
-        let refused = generator.generate(&request, |_| ControlFlow::Continue(()));
+        let refused = generator.generate(&[request], |_, _| ControlFlow::Continue(()));
         ensure!(matches!(refused, Err(Error::Argument { .. })), "it had to be refused: {request:?}");
     }
     Ok(())
@@ -170,8 +170,8 @@ fn panic_while_decoding<B: Backend>(b: &mut B) -> Check {
 fn dropped_at_work<B: Backend>(b: &mut B) -> Check {
     let mut model = model(b)?;
     model.forward(b, &PROMPT)?;
-    model.set_sampling(b, &LIVELY)?;
-    model.sample(b, PROMPT.len())?;
+    model.set_sampling(b, &[LIVELY])?;
+    model.sample(b)?;
     for _ in 1..OUTBOX_ROWS {
         decode(b, &mut model)?;
     }

@@ -1,7 +1,7 @@
 //! The model's modules: the attention sublayer, the MLP sublayer and the head.
 
 use touchstone_runtime::Result;
-use touchstone_runtime::backend::{AttentionShape, Backend, Rows, Step};
+use touchstone_runtime::backend::{AttentionShape, Backend, CURSOR_LEN, Rows, Step};
 use touchstone_runtime::modules::{AttentionSublayer, Head, LayerCache, MlpSublayer, Norm, Scratch};
 use touchstone_runtime::plan::{Entry, Kind};
 use touchstone_runtime::weights::WeightSource;
@@ -43,7 +43,7 @@ impl<B: Backend> Around<B> {
         Ok(Self {
             x: b.wide(&wide(c.hidden_size))?,
             logits: b.wide(&wide(c.vocab_size))?,
-            cursor: b.ids(&Entry::new("cursor", &[2], Kind::Ids))?,
+            cursor: b.ids(&Entry::new("cursor", &[CURSOR_LEN], Kind::Ids))?,
             cache: LayerCache::new(b, &cache, &cache)?,
             scratch: Scratch::new(b, c.hidden_size, c.intermediate_size, CAPACITY)?,
         })
@@ -101,7 +101,7 @@ impl<B: Backend> Module<B> for Ending<B> {
         let c = config();
         let head =
             Head { norm: &self.norm, token: &self.token, channels: c.hidden_size, vocab: c.vocab_size };
-        b.head(&mut a.logits, &a.x, &head, &mut a.scratch, Rows::all(rows))
+        b.head(&mut a.logits, &a.x, &head, &mut a.scratch, Rows::All(rows))
     }
 }
 
@@ -115,7 +115,7 @@ fn forward<B: Backend, M: Module<B>>(b: &mut B) -> Check {
     for rows in PASSES {
         module.run(b, &mut around, rows)?;
     }
-    b.read_ids(&around.cursor, 2)?;
+    b.read_ids(&around.cursor, CURSOR_LEN)?;
     Ok(())
 }
 
@@ -125,7 +125,7 @@ fn many_instances<B: Backend, M: Module<B>>(b: &mut B) -> Check {
     for module in &many {
         module.run(b, &mut around, PASSES[0])?;
     }
-    b.read_ids(&around.cursor, 2)?;
+    b.read_ids(&around.cursor, CURSOR_LEN)?;
     Ok(())
 }
 

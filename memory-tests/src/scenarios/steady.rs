@@ -11,7 +11,7 @@ use touchstone_runtime::model::BURST;
 use touchstone_runtime::sampling::Sampling;
 use touchstone_runtime::{Cuda, Model, plan};
 
-use super::model::{decode, generate, generating};
+use super::model::{LIVELY, decode, generate, generating};
 use super::subject::{CAPACITY, PROMPT, config, model};
 use super::{Table, on_both_precisions, on_every_backend};
 use crate::allocator::allocations;
@@ -47,23 +47,43 @@ fn no_host_allocation_per_token<B: Backend>(b: &mut B) -> Check {
     Ok(())
 }
 
-/// From the first token that the generator brings to the last, past the end of the context.
-fn no_host_allocation_per_generated_token<B: Backend>(b: &mut B) -> Check {
-    let mut model = generating(b)?;
-    let mut generator = Generator::new(b, &mut model, 1, LOOKAHEAD);
-    let request = Request { prompt: &PROMPT, max_new_tokens: 40, sampling: Sampling::GREEDY };
+/// From the first token that the generator brings to the last, past the end of the context; and nothing on the device all the while.
+fn nothing_allocated_per_generated_token<B: Backend>(b: &mut B, requests: &[Request<'_>]) -> Check {
+    let mut model = generating(b, requests.len())?;
+    let mut generator = Generator::new(b, &mut model, requests.len(), LOOKAHEAD);
     // A backend may record its decode steps in the first generation.
-    generator.generate(&request, |_| ControlFlow::Continue(()))?;
-    let (mut first, mut last) = (None, 0);
-    let timings = generator.generate(&request, |_| {
+    generator.generate(requests, |_, _| ControlFlow::Continue(()))?;
+    let (held, peak) = (ledger::snapshot(), ledger::device_bytes_peak());
+    let (mut first, mut last, mut tokens) = (None, 0, 0);
+    let timings = generator.generate(requests, |_, _| {
         last = allocations();
         first.get_or_insert(last);
+        tokens += 1;
         ControlFlow::Continue(())
     })?;
     ensure!(timings.slid > 0, "the window did not slide");
+    let wanted: usize = requests.iter().map(|request| request.max_new_tokens).sum();
+    ensure!(tokens == wanted, "{tokens} tokens of {wanted}");
     let made = last - first.unwrap_or(0);
-    ensure!(made == 0, "{made} host allocations in {} generated tokens", request.max_new_tokens);
+    ensure!(made == 0, "{made} host allocations in {tokens} generated tokens");
+    ensure!(ledger::snapshot() == held, "the ledger had {held}, and has {}", ledger::snapshot());
+    ensure!(ledger::device_bytes_peak() == peak, "the peak rose from {peak}");
     Ok(())
+}
+
+const ONE: Request<'_> = Request { prompt: &PROMPT, max_new_tokens: 40, sampling: Sampling::GREEDY };
+
+/// Requests that differ in everything.
+fn ragged() -> [Request<'static>; 5] {
+    let request =
+        |length, max_new_tokens, sampling| Request { prompt: &PROMPT[..length], max_new_tokens, sampling };
+    [
+        ONE,
+        request(1, 7, Sampling::GREEDY),
+        request(4, 60, LIVELY),
+        request(9, 33, Sampling { seed: 12, ..LIVELY }),
+        request(2, 1, Sampling { temperature: 0.7, top_k: 0, top_p: 1.0, seed: 3 }),
+    ]
 }
 
 /// What was entered in the ledger between two snapshots.
@@ -80,7 +100,8 @@ fn the_plan_to_the_byte<E: Element>(cuda: &mut Cuda<E>) -> Check {
     // The outbox is the backend's own: its counters on the device, and its ring in pinned memory.
     let device = Count {
         handles: planned.len() + 1,
-        bytes: plan::total_bytes(&planned, cuda.precision()) + Outbox::STATE_LEN * size_of::<u32>(),
+        bytes: plan::total_bytes(&planned, cuda.precision())
+            + Outbox::state_len(CAPACITY.batch) * size_of::<u32>(),
     };
     let pinned = Count {
         handles: 1,
@@ -108,7 +129,7 @@ fn nothing_allocated_after_construction<E: Element>(cuda: &mut Cuda<E>) -> Check
     for _ in 0..BURST {
         model.take(cuda, &mut tokens)?;
     }
-    ensure!(model.past() == PROMPT.len() + STEPS, "{} positions", model.past());
+    ensure!(model.past(0) == PROMPT.len() + STEPS, "{} positions", model.past(0));
     let after = held(ledger::snapshot());
     ensure!(before == after, "the ledger had {before:?} after construction, {after:?} after {STEPS} steps");
     ensure!(ledger::device_bytes_peak() == peak, "the peak rose from {peak}");
@@ -125,8 +146,11 @@ pub(super) fn list(table: &mut Table) {
     on_every_backend!(table, "model", "no-host-allocation-per-token", &[], |b| no_host_allocation_per_token(
         b
     ));
-    on_every_backend!(table, "model", "no-host-allocation-per-generated-token", &[], |b| {
-        no_host_allocation_per_generated_token(b)
+    on_every_backend!(table, "model", "nothing-per-generated-token", &[], |b| {
+        nothing_allocated_per_generated_token(b, &[ONE])
+    });
+    on_every_backend!(table, "model", "nothing-per-token-of-a-ragged-batch", &[], |b| {
+        nothing_allocated_per_generated_token(b, &ragged())
     });
     on_both_precisions!(table, "model", "the-plan-to-the-byte", &[], |b| the_plan_to_the_byte(b));
     on_both_precisions!(table, "model", "nothing-after-construction", &[], |b| {

@@ -1,7 +1,7 @@
 //! The launchers of tensor cores' kernels, for many rows in bfloat16; GPU alone.
 
 use half::bf16;
-use touchstone_kernels::{self as kernels, Buffer, CacheShape, LinearShape};
+use touchstone_kernels::{self as kernels, Buffer, CURSOR_LEN, CacheShape, LinearShape};
 use touchstone_runtime::Cuda;
 
 use super::subject::{MANY, must_panic};
@@ -37,7 +37,7 @@ impl Operands {
             y: Buffer::zeroed(device, rows * channels)?,
             cache: (Buffer::zeroed(device, cache_len)?, Buffer::zeroed(device, cache_len)?),
             wide: Buffer::zeroed(device, rows * channels)?,
-            cursor: Buffer::zeroed(device, 2)?,
+            cursor: Buffer::zeroed(device, CURSOR_LEN)?,
             matrix: Buffer::from_slice(device, &pattern(channels * channels))?,
             vector: Buffer::from_slice(device, &pattern(channels))?,
         })

@@ -1,6 +1,8 @@
 //! Each verb of the backends alone, which on a GPU is one kernel.
 
-use touchstone_runtime::backend::{AttentionShape, Backend, LinearShape, OUTBOX_ROWS, Rows, Step};
+use touchstone_runtime::backend::{
+    AttentionShape, Backend, CURSOR_LEN, LinearShape, OUTBOX_ROWS, Rows, Step,
+};
 use touchstone_runtime::modules::Norm;
 use touchstone_runtime::plan::{Entry, Kind};
 use touchstone_runtime::sampling::Sampling;
@@ -51,7 +53,7 @@ impl<B: Backend> Operands<B> {
             cache: (b.buf(&cache)?, b.buf(&cache)?),
             wide: b.wide(&entry(VOCAB, Kind::Wide))?,
             tokens: b.ids(&entry(1, Kind::Ids))?,
-            cursor: b.ids(&Entry::new("cursor", &[2], Kind::Ids))?,
+            cursor: b.ids(&Entry::new("cursor", &[CURSOR_LEN], Kind::Ids))?,
             table,
             matrix,
             bias,
@@ -78,8 +80,8 @@ fn embedding<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<
 }
 
 fn layernorm<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
-    b.layernorm(&mut o.y, &o.wide, &o.norm, Rows::all(rows), CHANNELS)?;
-    b.layernorm(&mut o.y, &o.wide, &o.odd_norm, Rows::all(rows), CHANNELS - 1)
+    b.layernorm(&mut o.y, &o.wide, &o.norm, Rows::All(rows), CHANNELS)?;
+    b.layernorm(&mut o.y, &o.wide, &o.odd_norm, Rows::All(rows), CHANNELS - 1)
 }
 
 fn linear<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
@@ -113,10 +115,10 @@ fn attention<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<
 fn sample<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
     let batch = if rows <= ROWS { 1 } else { rows };
     let sampling = Sampling { temperature: 0.8, top_k: 11, top_p: 0.9, seed: 7 };
-    b.set_sampling(&mut o.outbox, &sampling)?;
+    b.set_sampling(&mut o.outbox, &[sampling])?;
     // The second time, the whole buffer is a row.
     for vocab in [VOCAB, ROWS * VOCAB] {
-        b.sample(&mut o.outbox, &mut o.tokens, &mut o.cursor, &o.wide, batch, vocab, 1)?;
+        b.sample(&mut o.outbox, &mut o.tokens, &mut o.cursor, &o.wide, batch, vocab)?;
         b.take(&mut o.outbox, &mut Vec::with_capacity(1))?;
     }
     Ok(())
@@ -152,7 +154,7 @@ fn forward<B: Backend>(b: &mut B, subject: &str) -> Check {
     let mut operands = Operands::new(b)?;
     run(b, &mut operands, subject)?;
     // Waits, so that a kernel that failed is heard.
-    b.read_ids(&operands.cursor, 2)?;
+    b.read_ids(&operands.cursor, CURSOR_LEN)?;
     Ok(())
 }
 
@@ -161,7 +163,7 @@ fn many_instances<B: Backend>(b: &mut B, subject: &str) -> Check {
     for operands in &mut many {
         run(b, operands, subject)?;
     }
-    b.read_ids(&many[0].cursor, 2)?;
+    b.read_ids(&many[0].cursor, CURSOR_LEN)?;
     Ok(())
 }
 

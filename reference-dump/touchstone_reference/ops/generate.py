@@ -4,6 +4,7 @@ As nanoGPT does it: each step feeds the last P tokens (all, while they are fewer
 cache, and appends the most likely token.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -11,27 +12,38 @@ from torch import Tensor
 
 from ..model import Gpt
 from ..recipe import new_case
-from ..trained import SMALL_MODEL, load_trained, prompt_tokens, trained_config
+from ..trained import SMALL_MODEL, TEXT, load_trained, prompt_tokens, trained_config
 from ..writer import CaseWriter
 
 NEW_TOKENS = 256
-# name: prompts of one length; together with the new tokens all of them run past the context of 256.
+# name: prompts; together with the new tokens all of them run past the context of 256.
 PROMPTS = {
     "one_character": ["T"],
     "three_speakers": ["First Citizen:\n", "KING RICHARD I:", "My lord, I will"],
     "newline": ["\n\n"],
+    "unequal": ["First Citizen:\n", "T", TEXT[:47]],
 }
 
 
 def cases() -> Iterator[CaseWriter]:
     for name, prompts in PROMPTS.items():
+        lengths = [len(prompt) for prompt in prompts]  # a character is a token
         config = trained_config(SMALL_MODEL) | {"max_new_tokens": NEW_TOKENS}
+        if len(set(lengths)) > 1:
+            config |= {"lengths": lengths}
         writer, _ = new_case("generate", name, "f32", config)
-        tokens = prompt_tokens(SMALL_MODEL, prompts)
-        path = generate_greedily(load_trained(SMALL_MODEL, torch.float32), tokens)
-        writer.input("tokens", tokens)
-        writer.output("generated", path[:, tokens.shape[1] :], rule="greedy", margins="margins")
-        writer.margin("margins", margins_along(load_trained(SMALL_MODEL, torch.float64), path, tokens.shape[1]))
+        single, double = (load_trained(SMALL_MODEL, dtype) for dtype in (torch.float32, torch.float64))
+        padded, generated, margins = [], [], []
+        # Neighbours of one length together, others apart: a row must not depend on what another is padded with.
+        for length, group in itertools.groupby(prompts, key=len):
+            tokens = prompt_tokens(SMALL_MODEL, list(group))
+            path = generate_greedily(single, tokens)
+            padded.append(torch.nn.functional.pad(tokens, (0, max(lengths) - length)))
+            generated.append(path[:, length:])
+            margins.append(margins_along(double, path, length))
+        writer.input("tokens", torch.cat(padded))
+        writer.output("generated", torch.cat(generated), rule="greedy", margins="margins")
+        writer.margin("margins", torch.cat(margins))
         yield writer
 
 

@@ -1,4 +1,4 @@
-"""Cases of `sample`: the next token of every row of logits [B, V], as golden/README.md defines it.
+"""Cases of `sample`: the next token of every row of logits [B, V], as golden/README.md defines it: row b draws with seed + b at step + b.
 
 The expected tokens come from float64. So that float32 must agree with them, every decision on the way is a clear
 one: numbers are drawn again until the winner leads and no cut of top-k or top-p is close.
@@ -19,7 +19,7 @@ from ..writer import CaseWriter
 LEAD_MIN = 1e-3
 # The distance of a top-p mass from p, and of the last kept z from the first one left out where they are no tie.
 CUT_MIN = 1e-4
-# With this seed, at step 0, this word of row 0 has its 24 high bits set: u = 1 - 2^-25, which float32 rounds to 1.
+# With this seed, at step 0, this word has its 24 high bits set: u = 1 - 2^-25, which float32 rounds to 1.
 EDGE_SEED, EDGE_WORD = 4696, 376
 
 
@@ -44,12 +44,12 @@ SETTINGS = {
     "temperature": Settings(rows=7, vocab=107, temperature=0.8, step=3),
     "cold": Settings(rows=4, vocab=65, temperature=0.05, step=1),
     "hot": Settings(rows=6, vocab=1031, temperature=3.0, step=255),
-    "top_k": Settings(rows=8, vocab=107, temperature=1.5, top_k=5, step=2),
+    "top_k": Settings(rows=24, vocab=107, temperature=5.0, top_k=5, step=2),
     "top_k_one": Settings(rows=3, vocab=65, temperature=2.0, top_k=1, step=7),
     "top_k_ties": Settings(rows=16, vocab=65, temperature=2.5, top_k=7, step=4, quantum=1.0),
     "top_k_all": Settings(rows=5, vocab=65, temperature=1.0, top_k=200, step=5),
     "top_p": Settings(rows=8, vocab=107, temperature=1.25, top_p=0.7, step=11),
-    "top_p_ties": Settings(rows=16, vocab=65, temperature=1.5, top_p=0.6, step=6, quantum=1.0),
+    "top_p_ties": Settings(rows=24, vocab=65, temperature=1.5, top_p=0.6, step=7, quantum=1.0),
     "top_p_small": Settings(rows=5, vocab=1031, temperature=1.0, top_p=0.01, step=9),
     "top_k_top_p": Settings(rows=16, vocab=1031, temperature=4.0, top_k=20, top_p=0.6, step=100),
     "wide": Settings(rows=2, vocab=5003, temperature=1.2, step=8),
@@ -61,7 +61,7 @@ SETTINGS = {
     "wide_top_p": Settings(rows=12, vocab=2053, temperature=0.9, top_p=0.6, step=16),
     "wide_top_p_equal": Settings(rows=2, vocab=2053, temperature=1.0, top_p=0.4, step=17, quantum=1000.0),
     "wide_top_k_top_p": Settings(rows=6, vocab=5003, temperature=6.0, top_k=60, top_p=0.5, step=18),
-    "wide_top_k_most_top_p": Settings(rows=3, vocab=2053, temperature=0.9, top_k=1500, top_p=0.7, step=19),
+    "wide_top_k_most_top_p": Settings(rows=10, vocab=2053, temperature=0.9, top_k=1500, top_p=0.5, step=19),
     "widest_top_k": Settings(rows=1, vocab=50257, temperature=2.0, top_k=40, step=20),
     "widest_top_p_small": Settings(rows=1, vocab=50257, temperature=1.5, top_p=0.001, step=21),
     "masked_top_k": Settings(rows=5, vocab=107, temperature=3.0, top_k=6, step=22, masked=0.5),
@@ -87,7 +87,7 @@ def record(name: str, dtype: str, settings: Settings) -> CaseWriter:
     while True:
         logits = rounded({"logits": draw_logits(draw, settings)}, dtype)["logits"]
         seed = draw_seed(draw)
-        rows = [pick(row, settings, seed, b) for b, row in enumerate(logits.float().numpy())]
+        rows = [pick(row, settings, seed + b, settings.step + b) for b, row in enumerate(logits.float().numpy())]
         if all(clear for _, clear in rows):
             break
     config |= {"seed": seed, "step": settings.step}
@@ -125,14 +125,14 @@ def uniform_next_to_one() -> CaseWriter:
     return finish(writer, logits, [token])
 
 
-def pick(logits: np.ndarray, settings: Settings, seed: int, row: int) -> tuple[int, bool]:
+def pick(logits: np.ndarray, settings: Settings, seed: int, step: int) -> tuple[int, bool]:
     """The token for one row of logits [V] float32, and whether every decision on the way was clear."""
     if settings.temperature == 0.0:
         return int(np.argmax(logits)), True  # the first of equals, no arithmetic
     z = (logits / np.float32(settings.temperature)).astype(np.float64)
     kept_k, clear_k = keep_top_k(z, settings.top_k)
     kept, clear_p = keep_top_p(z, kept_k, settings.top_p)
-    u = ((words(seed, settings.step, row, len(z)) >> 8).astype(np.float64) + 0.5) * 2.0**-24
+    u = ((words(seed, step, 0, len(z)) >> 8).astype(np.float64) + 0.5) * 2.0**-24
     score = np.where(kept, z - np.log(-np.log(u)), -np.inf)
     token = int(np.argmax(score))
     lead = score[token] - np.delete(score, token).max(initial=-np.inf)

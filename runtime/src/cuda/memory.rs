@@ -1,6 +1,7 @@
 //! Buffers of the GPU backend, and the copies in and out of them.
 
-use half::bf16;
+use std::borrow::Cow;
+
 use touchstone_kernels::{Buffer, Element};
 
 use super::Cuda;
@@ -14,9 +15,9 @@ impl<E: Element> Cuda<E> {
     }
 
     pub(super) fn upload_weight(&self, tensor: &Tensor<'_>) -> Result<Buffer<E>> {
-        let values: Vec<E> = match &tensor.values {
-            Values::F32(values) => values.iter().map(|v| E::from_f64(f64::from(*v))).collect(),
-            Values::Bf16(values) => values.iter().map(|v: &bf16| E::from_f64(v.to_f64())).collect(),
+        let values: Cow<'_, [E]> = match &tensor.values {
+            Values::F32(values) => E::from_f32s(values),
+            Values::Bf16(values) => E::from_bf16s(values),
             Values::F64(values) => values.iter().map(|v| E::from_f64(*v)).collect(),
         };
         Ok(Buffer::from_slice(self.device(), &values)?)

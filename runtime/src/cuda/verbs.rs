@@ -45,7 +45,7 @@ impl<E: Element> Cuda<E> {
         shape: AttentionShape,
     ) -> Result<()> {
         let (rows, channels, attention) = (shape.step.rows(), shape.channels(), &sublayer.attention);
-        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), channels)?;
+        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::All(rows), channels)?;
         let LayerCache { keys, values } = cache;
         let projections = [&attention.q, &attention.k, &attention.v];
         kernels::qkv(
@@ -76,7 +76,7 @@ impl<E: Element> Cuda<E> {
             LinearShape { rows, inputs: mlp.channels, outputs: mlp.width },
             LinearShape { rows, inputs: mlp.width, outputs: mlp.channels },
         );
-        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(rows), mlp.channels)?;
+        self.layernorm(&mut s.normed, x, &sublayer.norm, Rows::All(rows), mlp.channels)?;
         kernels::linear_gelu(&self.device, &mut s.gelu, &s.normed, &mlp.up, &mlp.up_bias, linear_shape(up))?;
         Ok(kernels::linear_add_many(&self.device, x, &s.gelu, &mlp.down, &mlp.down_bias, linear_shape(down))?)
     }
@@ -104,14 +104,14 @@ fn linear_shape(shape: LinearShape) -> kernels::LinearShape {
     }
 }
 
-fn norm_shape(rows: Rows, columns: usize, eps: f64) -> NormShape {
-    NormShape {
-        count: number(rows.count),
-        first: number(rows.first),
-        step: number(rows.step),
-        columns: number(columns),
-        eps: eps as f32,
-    }
+/// The shape of a norm over `rows`, and the cursor that picks them.
+fn norm_shape(rows: Rows<'_, Buffer<u32>>, columns: usize, eps: f64) -> (NormShape, Option<&Buffer<u32>>) {
+    let (time, cursor) = match rows {
+        Rows::All(_) => (1, None),
+        Rows::Last { step, cursor } => (step.time, Some(cursor)),
+    };
+    let (count, time, columns) = (number(rows.count()), number(time), number(columns));
+    (NormShape { count, time, columns, eps: eps as f32 }, cursor)
 }
 
 impl<E: Element> Backend for Cuda<E> {
@@ -207,11 +207,11 @@ impl<E: Element> Backend for Cuda<E> {
         y: &mut Buffer<E>,
         x: &Buffer<f32>,
         norm: &Norm<Self>,
-        rows: Rows,
+        rows: Rows<'_, Buffer<u32>>,
         channels: usize,
     ) -> Result<()> {
-        let shape = norm_shape(rows, channels, norm.eps);
-        Ok(kernels::layernorm(&self.device, y, x, &norm.weight, &norm.bias, shape)?)
+        let (shape, cursor) = norm_shape(rows, channels, norm.eps);
+        Ok(kernels::layernorm(&self.device, y, x, &norm.weight, &norm.bias, cursor, shape)?)
     }
 
     fn linear(
@@ -265,9 +265,11 @@ impl<E: Element> Backend for Cuda<E> {
         Ok(kernels::attention(&self.device, y, q, keys, values, cursor, cache_shape(shape))?)
     }
 
-    fn set_sampling(&mut self, outbox: &mut Outbox, sampling: &Sampling) -> Result<()> {
-        let Sampling { temperature, top_k, top_p, seed } = *sampling;
-        Ok(outbox.set_rule(&kernels::SampleRule { temperature, top_k, top_p, seed })?)
+    fn set_sampling(&mut self, outbox: &mut Outbox, sampling: &[Sampling]) -> Result<()> {
+        let rules = sampling.iter().map(|&Sampling { temperature, top_k, top_p, seed }| {
+            kernels::SampleRule { temperature, top_k, top_p, seed }
+        });
+        Ok(outbox.set_rules(rules)?)
     }
 
     fn sample(
@@ -278,10 +280,9 @@ impl<E: Element> Backend for Cuda<E> {
         logits: &Buffer<f32>,
         batch: usize,
         vocab: usize,
-        advance: usize,
     ) -> Result<()> {
         assert_eq!(outbox.batch(), batch, "the outbox was made for another batch");
-        Ok(kernels::sample(&self.device, outbox, tokens, cursor, logits, vocab, advance)?)
+        Ok(kernels::sample(&self.device, outbox, tokens, cursor, logits, vocab)?)
     }
 
     fn take(&mut self, outbox: &mut Outbox, tokens: &mut Vec<u32>) -> Result<()> {
@@ -304,6 +305,10 @@ impl<E: Element> Backend for Cuda<E> {
             }
         };
         Ok(graph.launch()?)
+    }
+
+    fn decode_stride(decoder: &kernels::Decoder<E>) -> usize {
+        decoder.stride()
     }
 
     fn decode(
@@ -362,7 +367,7 @@ impl<E: Element> Backend for Cuda<E> {
         if !self.fuses(rows, mlp.channels, mlp.width) {
             return sublayer.compose(self, x, s, rows);
         }
-        let shape = norm_shape(Rows::all(rows), mlp.channels, norm.eps);
+        let (shape, _) = norm_shape(Rows::All(rows), mlp.channels, norm.eps);
         let parameters = (&norm.weight, &norm.bias);
         kernels::norm_gelu(
             &self.device,
@@ -384,13 +389,13 @@ impl<E: Element> Backend for Cuda<E> {
         x: &Buffer<f32>,
         head: &Head<'_, Self>,
         scratch: &mut Scratch<Self>,
-        rows: Rows,
+        rows: Rows<'_, Buffer<u32>>,
     ) -> Result<()> {
-        if !self.fuses(rows.count, head.channels, head.channels) {
+        if !self.fuses(rows.count(), head.channels, head.channels) {
             return head.compose(self, logits, x, scratch, rows);
         }
-        let shape = norm_shape(rows, head.channels, head.norm.eps);
+        let (shape, cursor) = norm_shape(rows, head.channels, head.norm.eps);
         let parameters = (&head.norm.weight, &head.norm.bias);
-        Ok(kernels::norm_logits(&self.device, logits, x, parameters, head.token, shape, head.vocab)?)
+        Ok(kernels::norm_logits(&self.device, logits, x, parameters, head.token, cursor, shape, head.vocab)?)
     }
 }

@@ -4,7 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::Float;
 use super::dot::{BLOCK, accumulate, padded};
-use super::memory::{front, front_mut};
+use super::memory::{cursors, front, front_mut};
 use crate::backend::AttentionShape;
 use crate::threads::{pieces, share};
 
@@ -13,9 +13,9 @@ const SPAN: usize = 64;
 /// Positions whose scores are computed at once.
 const TILE: usize = 8;
 
-/// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past + t.
+/// y[b, t, h] = Σ_s softmax_s(q[b, t, h] · keys[b, h, s] / √D) · values[b, h, s] over s ≤ past_b + t.
 ///
-/// `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`. One pass over the keys, with a running maximum (Milakov and Gimelshein,
+/// `y, q: [B, T, C]`, `keys, values: [B, H, P, D]`, `cursor: [B, 3]`. One pass over the keys, with a running maximum (Milakov and Gimelshein,
 /// "Online normalizer calculation for softmax", 2018). Scores add up and stay in float64: the exponential turns their absolute error into
 /// a relative one, which is most of attention's error.
 pub(super) fn attention<T: Float>(
@@ -24,23 +24,25 @@ pub(super) fn attention<T: Float>(
     q: &[T],
     keys: &[T],
     values: &[T],
-    past: usize,
+    cursor: &[u32],
     shape: AttentionShape,
 ) {
     let AttentionShape { step, heads, head_size, context } = shape;
     let (rows, channels) = (step.rows(), shape.channels());
+    let cursors = cursors(cursor, step.batch);
     let y = front_mut("attention: y", y, rows * channels);
     let q = front("attention: q", q, rows * channels);
     let keys = front("attention: keys", keys, shape.cache_len());
     let values = front("attention: values", values, shape.cache_len());
     let scale = 1.0 / (head_size as f64).sqrt();
-    let seen = past + step.time.div_ceil(2);
-    let read_bytes = 2 * size_of::<T>() * rows * channels * seen.min(context);
+    let past = |sequence: usize| cursors[sequence][0] as usize;
+    let seen = |sequence| (past(sequence) + step.time.div_ceil(2)).min(context) * step.time;
+    let read_bytes = 2 * size_of::<T>() * channels * (0..step.batch).map(seen).sum::<usize>();
     share([y], head_size, pieces(read_bytes), &|first, [y]| {
         let queries = y.chunks_exact_mut(head_size).zip(q[first..].chunks_exact(head_size));
         for (index, (y, q)) in (first / head_size..).zip(queries) {
             let (row, head) = (index / heads, index % heads);
-            let visible = (past + row % step.time + 1).min(context) * head_size;
+            let visible = (past(row / step.time) + row % step.time + 1).min(context) * head_size;
             let start = (row / step.time * heads + head) * context * head_size;
             let (keys, values) = (&keys[start..][..visible], &values[start..][..visible]);
             arch.dispatch(Query { y, q, keys, values, scale });

@@ -1,18 +1,18 @@
 //! Token and position embedding.
 
-use super::memory::{front, front_mut};
+use super::memory::{cursors, front, front_mut};
 use super::{Float, Weight};
 use crate::backend::Step;
 
-/// y[b, t] = token[tokens[b, t]] + position[past + t]; a row of NaN for an id or a position that the tables lack.
+/// y[b, t] = token[tokens[b, t]] + position[past_b + t]; a row of NaN for an id or a position that the tables lack.
 ///
-/// `y: [B, T, C]`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none.
+/// `y: [B, T, C]`, `tokens: [B, T]`, `token: [V, C]`, `position: [P, C]` or none, `cursor: [B, 3]`.
 pub(super) fn embedding<T: Float>(
     y: &mut [T],
     tokens: &[u32],
     token: &Weight<T>,
     position: Option<&Weight<T>>,
-    past: usize,
+    cursor: &[u32],
     step: Step,
     channels: usize,
 ) {
@@ -21,9 +21,11 @@ pub(super) fn embedding<T: Float>(
         assert_eq!(position.columns(), channels, "embedding: columns of the position table");
     }
     let y = front_mut("embedding: y", y, step.rows() * channels);
+    let cursors = cursors(cursor, step.batch);
     let tokens = front("embedding: tokens", tokens, step.rows());
     for (row, (y, &id)) in y.chunks_exact_mut(channels).zip(tokens).enumerate() {
-        let (id, place) = (id as usize, past + row % step.time);
+        let (id, past) = (id as usize, cursors[row / step.time][0] as usize);
+        let place = past + row % step.time;
         let known = id < token.rows() && position.is_none_or(|position| place < position.rows());
         for (channel, y) in y.iter_mut().enumerate() {
             *y = match position {

@@ -21,7 +21,7 @@ pub(super) fn attention_sublayer<T: Float>(
 ) -> Result<()> {
     let (arch, channels, attention) = (host.arch, shape.channels(), &sublayer.attention);
     let square = LinearShape { rows: 1, inputs: channels, outputs: channels };
-    host.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(1), channels)?;
+    host.layernorm(&mut s.normed, x, &sublayer.norm, Rows::All(1), channels)?;
     let normed = front("q, k, v: x", &s.normed, channels);
     let layers = [&attention.q, &attention.k, &attention.v].map(|weight| Layer::new(weight, None, square));
     let y = [&mut s.q, &mut s.k, &mut s.v].map(|y| front_mut("q, k, v: y", y, channels));
@@ -47,7 +47,7 @@ pub(super) fn mlp_sublayer<T: Float>(
     let (arch, mlp) = (host.arch, &sublayer.mlp);
     let (channels, width) = (mlp.channels, mlp.width);
     let down = LinearShape { rows: 1, inputs: width, outputs: channels };
-    host.layernorm(&mut s.normed, x, &sublayer.norm, Rows::all(1), channels)?;
+    host.layernorm(&mut s.normed, x, &sublayer.norm, Rows::All(1), channels)?;
     let normed = front("up: x", &s.normed, channels);
     let up = LinearShape { rows: 1, inputs: channels, outputs: width };
     let up = Layer::new(&mlp.up, Some(&mlp.up_bias), up);

@@ -1,6 +1,6 @@
 //! LayerNorm.
 
-use super::memory::{front, front_mut};
+use super::memory::{cursors, front, front_mut};
 use super::{Float, Host};
 use crate::backend::Rows;
 use crate::modules::Norm;
@@ -10,23 +10,26 @@ const SUMS: usize = 16;
 
 /// y = (x − mean) / sqrt(var + eps) · weight + bias over each of `rows`.
 ///
-/// `y: [rows.count, C]`, `x: [R, C]`. Computed in float64, mean and variance in two passes.
+/// `y: [rows.count(), C]`, `x: [R, C]`. Computed in float64, mean and variance in two passes.
 pub(super) fn layernorm<T: Float>(
     arch: pulp::Arch,
     y: &mut [T],
     x: &[T],
     norm: &Norm<Host<T>>,
-    rows: Rows,
+    rows: Rows<'_, Vec<u32>>,
     channels: usize,
 ) {
-    let y = front_mut("layernorm: y", y, rows.count * channels);
-    let last = rows.first + rows.count.saturating_sub(1) * rows.step + 1;
-    let x = front("layernorm: x", x, last * channels);
+    let y = front_mut("layernorm: y", y, rows.count() * channels);
+    let (count, cursors) = match rows {
+        Rows::All(count) => (count, None),
+        Rows::Last { step, cursor } => (step.rows(), Some((step.time, cursors(cursor, step.batch)))),
+    };
+    let x = front("layernorm: x", x, count * channels);
     let (weight, bias) = (norm.weight.vector(channels), norm.bias.vector(channels));
     arch.dispatch(|| {
         for (row, y) in y.chunks_exact_mut(channels).enumerate() {
-            let start = (rows.first + row * rows.step) * channels;
-            normalise(y, &x[start..start + channels], weight, bias, norm.eps);
+            let from = cursors.map_or(row, |(time, cursors)| row * time + cursors[row][2] as usize - 1);
+            normalise(y, &x[from * channels..][..channels], weight, bias, norm.eps);
         }
     });
 }

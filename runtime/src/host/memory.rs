@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::backend::CURSOR_LEN;
 use crate::sampling::Sampling;
 
 /// Sampled tokens that nobody has taken yet, oldest first.
@@ -9,14 +10,15 @@ pub struct Outbox {
     slots: usize,
     batch: usize,
     tokens: VecDeque<u32>,
-    /// The rule of picking.
-    pub(super) sampling: Sampling,
+    /// Each row's rule of picking.
+    pub(super) sampling: Vec<Sampling>,
 }
 
 impl Outbox {
     /// An empty outbox with `slots` for rows of `batch` tokens.
     pub(super) fn new(slots: usize, batch: usize) -> Self {
-        Self { slots, batch, tokens: VecDeque::with_capacity(batch * slots), sampling: Sampling::GREEDY }
+        let sampling = vec![Sampling::GREEDY; batch];
+        Self { slots, batch, tokens: VecDeque::with_capacity(batch * slots), sampling }
     }
 
     /// Adds a row.
@@ -32,6 +34,11 @@ impl Outbox {
         assert!(!self.tokens.is_empty(), "no row of tokens is outstanding");
         tokens.extend(self.tokens.drain(..self.batch));
     }
+}
+
+/// `past`, `step` and `length` of each of `batch` sequences.
+pub(super) fn cursors(cursor: &[u32], batch: usize) -> &[[u32; CURSOR_LEN]] {
+    front("cursor", cursor, batch * CURSOR_LEN).as_chunks().0
 }
 
 /// The first `len` elements of the operand `name`.

@@ -23,7 +23,7 @@ pub use weight::Weight;
 
 use std::convert::Infallible;
 
-use crate::backend::{AttentionShape, Backend, DecodeState, LinearShape, Rows, Step, Weights};
+use crate::backend::{AttentionShape, Backend, CURSOR_LEN, DecodeState, LinearShape, Rows, Step, Weights};
 use crate::error::Result;
 use crate::modules::{AttentionSublayer, LayerCache, MlpSublayer, Norm, Scratch};
 use crate::plan::{Entry, Precision};
@@ -138,7 +138,7 @@ impl<T: Float> Backend for Host<T> {
         step: Step,
         channels: usize,
     ) -> Result<()> {
-        embedding::embedding(y, tokens, token, position, past(cursor), step, channels);
+        embedding::embedding(y, tokens, token, position, cursor, step, channels);
         Ok(())
     }
 
@@ -147,7 +147,7 @@ impl<T: Float> Backend for Host<T> {
         y: &mut Vec<T>,
         x: &Vec<T>,
         norm: &Norm<Self>,
-        rows: Rows,
+        rows: Rows<'_, Vec<u32>>,
         channels: usize,
     ) -> Result<()> {
         layernorm::layernorm(self.arch, y, x, norm, rows, channels);
@@ -188,7 +188,7 @@ impl<T: Float> Backend for Host<T> {
         cursor: &Vec<u32>,
         shape: AttentionShape,
     ) -> Result<()> {
-        append::append(cache, x, past(cursor), shape);
+        append::append(cache, x, cursor, shape);
         Ok(())
     }
 
@@ -201,12 +201,12 @@ impl<T: Float> Backend for Host<T> {
         cursor: &Vec<u32>,
         shape: AttentionShape,
     ) -> Result<()> {
-        attention::attention(self.arch, y, q, keys, values, past(cursor), shape);
+        attention::attention(self.arch, y, q, keys, values, cursor, shape);
         Ok(())
     }
 
-    fn set_sampling(&mut self, outbox: &mut Outbox, sampling: &Sampling) -> Result<()> {
-        outbox.sampling = *sampling;
+    fn set_sampling(&mut self, outbox: &mut Outbox, sampling: &[Sampling]) -> Result<()> {
+        outbox.sampling.copy_from_slice(sampling);
         Ok(())
     }
 
@@ -218,17 +218,16 @@ impl<T: Float> Backend for Host<T> {
         logits: &Vec<T>,
         batch: usize,
         vocab: usize,
-        advance: usize,
     ) -> Result<()> {
         let logits = front("sample: logits", logits, batch * vocab);
         let tokens = front_mut("sample: tokens", tokens, batch);
-        let cursor = front_mut("sample: cursor", cursor, 2);
-        for (row, (token, logits)) in (0..).zip(tokens.iter_mut().zip(logits.chunks_exact(vocab))) {
-            *token = sample::pick(logits, &outbox.sampling, cursor[1], row, &mut self.candidates);
+        let (cursors, _) = front_mut("sample: cursor", cursor, batch * CURSOR_LEN).as_chunks_mut();
+        let rows = tokens.iter_mut().zip(logits.chunks_exact(vocab)).zip(&outbox.sampling).zip(cursors);
+        for (((token, logits), sampling), [past, step, length]) in rows {
+            *token = sample::pick(logits, sampling, *step, &mut self.candidates);
+            (*past, *step, *length) = (*past + *length, *step + 1, 1);
         }
         outbox.put(tokens);
-        cursor[0] += u32::try_from(advance).expect("positions fit u32");
-        cursor[1] += 1;
         Ok(())
     }
 
@@ -239,6 +238,10 @@ impl<T: Float> Backend for Host<T> {
 
     fn repeat(&mut self, (): &mut (), mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
+    }
+
+    fn decode_stride(decoder: &Infallible) -> usize {
+        match *decoder {}
     }
 
     fn decode(
@@ -278,9 +281,4 @@ impl<T: Float> Backend for Host<T> {
         }
         fused::mlp_sublayer(self, x, sublayer, scratch)
     }
-}
-
-/// Number of cached positions.
-fn past(cursor: &[u32]) -> usize {
-    front("cursor", cursor, 2)[0] as usize
 }

@@ -12,12 +12,11 @@ pub(super) struct Candidate {
 
 /// The token for one row of logits `[V]`, by [`Sampling`]'s rule.
 ///
-/// `step` and `row` number the random draw. `candidates` is scratch with room for V.
+/// `step` numbers the random draw. `candidates` is scratch with room for V.
 pub(super) fn pick<T: Float>(
     logits: &[T],
     sampling: &Sampling,
     step: u32,
-    row: u32,
     candidates: &mut Vec<Candidate>,
 ) -> u32 {
     if sampling.temperature == 0.0 {
@@ -35,7 +34,7 @@ pub(super) fn pick<T: Float>(
     // The lowest index wins a tie, whatever order the filters left.
     candidates.sort_unstable_by_key(|candidate| candidate.index);
     largest(candidates.iter().map(|&Candidate { z, index }| {
-        let u = uniform(sampling.seed, step, row, index);
+        let u = uniform(sampling.seed, step, index);
         (index, f64::from(z) - (-u.ln()).ln())
     }))
 }
@@ -85,7 +84,7 @@ mod tests {
     use crate::sampling::{Sampling, uniform};
 
     fn pick_of(logits: &[f32], sampling: Sampling, step: u32) -> u32 {
-        pick(logits, &sampling, step, 0, &mut Vec::new())
+        pick(logits, &sampling, step, &mut Vec::new())
     }
 
     /// Without this, a tie could go to the last of equals.
@@ -145,6 +144,6 @@ mod tests {
     #[test]
     fn the_largest_draw_is_below_one() {
         let largest = 1.0 - 2f64.powi(-25);
-        assert!((0..u32::MAX).any(|step| uniform(0, step, 0, 0) == largest));
+        assert!((0..u32::MAX).any(|step| uniform(0, step, 0) == largest));
     }
 }

@@ -106,13 +106,16 @@ fn attention_agrees_with_a_plain_loop_on_every_instruction_set() {
         let context = past + time + 1;
         let shape = AttentionShape { step: Step { batch, time }, heads, head_size, context };
         let channels = shape.channels();
+        // The second sequence has cached less.
+        let places: Vec<usize> = (0..batch).map(|sequence| past - 7 * sequence).collect();
+        let cursor: Vec<u32> = places.iter().flat_map(|&past| [past as u32, 0, time as u32]).collect();
         let q: Vec<f32> = numbers(6, batch * time * channels).iter().map(|q| 8.0 * q).collect();
         let (keys, values) = (numbers(7, shape.cache_len()), numbers(8, shape.cache_len()));
         let mut expected = vec![0.0; q.len()];
         for (i, y) in expected.iter_mut().enumerate() {
             let (row, head, d) = (i / channels, i % channels / head_size, i % head_size);
             let at = |s: usize, d: usize| ((row / time * heads + head) * context + s) * head_size + d;
-            let weights: Vec<f64> = (0..=past + row % time)
+            let weights: Vec<f64> = (0..=places[row / time] + row % time)
                 .map(|s| {
                     let products = (0..head_size).map(|d| {
                         f64::from(q[row * channels + head * head_size + d]) * f64::from(keys[at(s, d)])
@@ -125,54 +128,61 @@ fn attention_agrees_with_a_plain_loop_on_every_instruction_set() {
         }
         for arch in instruction_sets() {
             let mut y = vec![f32::NAN; q.len()];
-            attention::attention(arch, &mut y, &q, &keys, &values, past, shape);
+            attention::attention(arch, &mut y, &q, &keys, &values, &cursor, shape);
             assert!(distance(&y, &expected) < ROUNDING, "{shape:?} {arch:?}");
         }
     }
 }
 
-/// Without this, the norm of the last positions could read other rows. Expected: the row (1, 3) has mean 2 and variance 1.
+/// Without this, the norm of the last positions could read other rows, or padding. Expected: the row (1, 3) has mean 2 and variance 1.
 #[test]
 fn layernorm_reads_the_rows_it_is_asked_for() {
     let mut host = Host::<f32>::new();
     let norm = Norm { weight: weight(&[2], &[1.0, 10.0]), bias: weight(&[2], &[0.5, 0.0]), eps: 1e-12 };
-    let x = vec![7.0, 9.0, 1.0, 3.0, -5.0, 8.0, 3.0, 1.0];
+    let x = vec![1.0, 3.0, 7.0, 9.0, -5.0, 8.0, 3.0, 1.0];
     let mut y = vec![f32::NAN; 6];
-    host.layernorm(&mut y, &x, &norm, Rows::last(2, 2), 2).unwrap();
+    let rows = Rows::Last { step: Step { batch: 2, time: 2 }, cursor: &vec![5, 7, 1, 5, 7, 2] };
+    host.layernorm(&mut y, &x, &norm, rows, 2).unwrap();
     assert_eq!(y[..4], [-0.5, 10.0, 1.5, -10.0]);
     assert!(y[4].is_nan(), "only the rows asked for are written");
 }
 
-/// Without this, an id beyond the table could read another token's row, or end the process.
+/// Without this, an id beyond the table could read another token's row, or end the process; and a sequence could stand where another does.
 #[test]
 fn embedding_marks_what_the_tables_lack() {
     let mut host = Host::<f32>::new();
     let (token, position) = (weight(&[2, 1], &[10.0, 20.0]), weight(&[3, 1], &[1.0, 2.0, 3.0]));
     let mut y = vec![0.0; 4];
     let step = Step { batch: 2, time: 2 };
-    host.embedding(&mut y, &vec![1, 2, 0, 1], &token, Some(&position), &vec![1, 0], step, 1).unwrap();
+    host.embedding(&mut y, &vec![1, 2, 0, 1], &token, Some(&position), &vec![1, 0, 2, 0, 0, 2], step, 1)
+        .unwrap();
     assert!(y[1].is_nan());
-    assert_eq!([y[0], y[2], y[3]], [22.0, 12.0, 23.0]);
-    host.embedding(&mut y, &vec![1, 1, 0, 1], &token, Some(&position), &vec![2, 0], step, 1).unwrap();
-    assert!(y[1].is_nan() && y[3].is_nan());
-    assert_eq!([y[0], y[2]], [23.0, 13.0]);
+    assert_eq!([y[0], y[2], y[3]], [22.0, 11.0, 22.0]);
+    host.embedding(&mut y, &vec![1, 1, 0, 1], &token, Some(&position), &vec![2, 0, 2, 1, 0, 2], step, 1)
+        .unwrap();
+    assert!(y[1].is_nan());
+    assert_eq!([y[0], y[2], y[3]], [23.0, 12.0, 23.0]);
 }
 
-/// Without this, tokens could reach the reader out of order, or the cursor could stand still.
+/// Without this, tokens could reach the reader out of order, or a cursor could stand still.
 #[test]
-fn sampled_tokens_leave_in_order_and_the_cursor_moves_on() {
+fn sampled_tokens_leave_in_order_and_the_cursors_move_on() {
     let mut host = Host::<f32>::new();
     let logits = host.wide(&Entry::new("logits", &[2, 3], Kind::Wide)).unwrap();
-    let (mut outbox, mut tokens, mut cursor) = (host.outbox(OUTBOX_ROWS, 2).unwrap(), vec![9; 2], vec![5, 7]);
+    let mut outbox = host.outbox(OUTBOX_ROWS, 2).unwrap();
+    let (mut tokens, mut cursor) = (vec![9; 2], vec![5, 7, 4, 9, 2, 1]);
     let mut sample = |host: &mut Host<f32>, outbox: &mut _, logits: &Vec<f32>| {
-        host.sample(outbox, &mut tokens, &mut cursor, logits, 2, 3, 4).unwrap();
+        host.sample(outbox, &mut tokens, &mut cursor, logits, 2, 3).unwrap();
         (tokens.clone(), cursor.clone())
     };
     let mut taken = Vec::new();
-    assert_eq!(sample(&mut host, &mut outbox, &vec![0.0, 1.0, 0.5, 3.0, 2.0, 1.0]), (vec![1, 0], vec![9, 8]));
+    assert_eq!(
+        sample(&mut host, &mut outbox, &vec![0.0, 1.0, 0.5, 3.0, 2.0, 1.0]),
+        (vec![1, 0], vec![9, 8, 1, 10, 3, 1])
+    );
     assert_eq!(
         sample(&mut host, &mut outbox, &vec![0.0, 0.0, 0.5, 0.0, 2.0, 1.0]),
-        (vec![2, 1], vec![13, 9])
+        (vec![2, 1], vec![10, 9, 1, 11, 4, 1])
     );
     host.take(&mut outbox, &mut taken).unwrap();
     assert_eq!(taken, [1, 0]);
@@ -205,7 +215,7 @@ fn decoded_logits(path: Path) -> Vec<Vec<f64>> {
     for token in [3, 1002, 77, 500] {
         model.forward(&mut host, &[token]).unwrap();
         logits.push(model.read_logits(&mut host, 1).unwrap());
-        model.advance(&mut host, 1).unwrap();
+        model.advance();
     }
     logits
 }

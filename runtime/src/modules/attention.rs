@@ -122,7 +122,7 @@ impl<B: Backend> AttentionSublayer<B> {
         shape: AttentionShape,
     ) -> Result<()> {
         let (rows, channels) = (shape.step.rows(), shape.channels());
-        b.layernorm(&mut s.normed, x, &self.norm, Rows::all(rows), channels)?;
+        b.layernorm(&mut s.normed, x, &self.norm, Rows::All(rows), channels)?;
         tap(b, &self.path, "ln1", Tap::Working(&mut s.normed), rows * channels)?;
         self.attention.compose(b, cache, s, cursor, shape)?;
         b.add(x, &s.out, rows * channels)?;

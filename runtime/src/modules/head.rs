@@ -28,12 +28,13 @@ impl<B: Backend> Head<'_, B> {
         logits: &mut B::Wide,
         x: &B::Wide,
         s: &mut Scratch<B>,
-        rows: Rows,
+        rows: Rows<'_, B::Ids>,
     ) -> Result<()> {
-        let shape = LinearShape { rows: rows.count, inputs: self.channels, outputs: self.vocab };
+        let count = rows.count();
+        let shape = LinearShape { rows: count, inputs: self.channels, outputs: self.vocab };
         b.layernorm(&mut s.normed, x, self.norm, rows, self.channels)?;
-        tap(b, "", "final_norm", Tap::Working(&mut s.normed), rows.count * self.channels)?;
+        tap(b, "", "final_norm", Tap::Working(&mut s.normed), count * self.channels)?;
         b.logits(logits, &s.normed, self.token, shape)?;
-        tap(b, "", "logits", Tap::Wide(logits), rows.count * self.vocab)
+        tap(b, "", "logits", Tap::Wide(logits), count * self.vocab)
     }
 }

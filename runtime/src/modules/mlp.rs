@@ -101,7 +101,7 @@ impl<B: Backend> MlpSublayer<B> {
     /// Those of the verbs.
     pub fn compose(&self, b: &mut B, x: &mut B::Wide, s: &mut Scratch<B>, rows: usize) -> Result<()> {
         let channels = self.mlp.channels;
-        b.layernorm(&mut s.normed, x, &self.norm, Rows::all(rows), channels)?;
+        b.layernorm(&mut s.normed, x, &self.norm, Rows::All(rows), channels)?;
         tap(b, &self.path, "ln2", Tap::Working(&mut s.normed), rows * channels)?;
         self.mlp.compose(b, s, rows)?;
         b.add(x, &s.out, rows * channels)?;

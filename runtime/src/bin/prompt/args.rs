@@ -24,6 +24,11 @@ pub struct Args {
     /// Read the prompt from this file, to the byte; `-` is standard input
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
+    /// Continue many prompts at once, each a line of this file (`-` is standard input): a JSON object with `prompt` and, where they differ from
+    /// the options, `max_new_tokens`, `seed`, `temperature`, `top_k` and `top_p`. Each text is the one that its prompt gets alone and comes
+    /// below a line `--- line N`
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt", "file", "interactive"])]
+    pub batch: Option<PathBuf>,
     /// Folder with config.json, model.safetensors and tokenizer.json [default: models/shakespeare-char, looked for in
     /// $TOUCHSTONE_ROOT, then from the current directory upwards, then from the program's upwards]
     #[arg(long, value_name = "DIR", env = "TOUCHSTONE_MODEL")]
@@ -82,7 +87,7 @@ Exit codes:
     0  done
     2  usage: an argument, an empty prompt, a character that the model does not know
     3  no GPU, where one was asked for
-    4  a file or model that cannot be read, written or used
+    4  a file or model that cannot be read, written or used, a line of a batch included
     5  the device failed
   130  interrupted (Ctrl-C; a second one ends the program on the spot)";
 
@@ -90,6 +95,8 @@ Exit codes:
 pub enum Input {
     /// One prompt.
     Text(String),
+    /// The text of a batch, and where it comes from.
+    Batch(String, PathBuf),
     /// A session, line by line.
     Interactive,
 }
@@ -105,7 +112,7 @@ impl Args {
         Ok(if self.greedy { Sampling { seed, ..Sampling::GREEDY } } else { given })
     }
 
-    /// The counts must be at least 1.
+    /// The counts must be at least 1, and a batch has one sample a line.
     ///
     /// # Errors
     /// [`Error::Argument`].
@@ -115,16 +122,25 @@ impl Args {
                 return Err(Error::Argument { name, problem: "is 0, expected at least 1".into() });
             }
         }
+        if self.batch.is_some() && self.num_samples > 1 {
+            let problem = format!("is {}, expected 1 with --batch: a line a sample", self.num_samples);
+            return Err(Error::Argument { name: "num-samples", problem });
+        }
         Ok(())
     }
 
-    /// The prompt, read from where it is; never empty.
+    /// The prompt or the batch, read from where it is; a prompt is never empty.
     ///
     /// # Errors
     /// [`Error::Read`] for a file that cannot be read, [`Error::Invalid`] for one that is not UTF-8, [`Error::Argument`] where there is
     /// nothing in it.
     pub fn input(&self) -> Result<Input> {
         let stdin = PathBuf::from("-");
+        if let Some(path) = &self.batch {
+            let text = if *path == stdin { read_stdin()? } else { read(path)? };
+            let path = if *path == stdin { STDIN.into() } else { path.clone() };
+            return Ok(Input::Batch(text, path));
+        }
         let (text, origin) = match (&self.prompt, &self.file) {
             _ if self.interactive => return Ok(Input::Interactive),
             (Some(text), _) if text != "-" => (text.clone(), "the prompt"),
@@ -146,13 +162,16 @@ impl Args {
     }
 }
 
+/// What stands for a path in messages.
+const STDIN: &str = "standard input";
+
 fn read(path: &PathBuf) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
     utf8(bytes, path.clone())
 }
 
 fn read_stdin() -> Result<String> {
-    let path = PathBuf::from("standard input");
+    let path = PathBuf::from(STDIN);
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).map_err(|source| Error::Read { path: path.clone(), source })?;
     utf8(bytes, path)

@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use touchstone_runtime::device::{Device, Job, dispatch};
 use touchstone_runtime::generate::{self, Generator, Request, Timings};
-use touchstone_runtime::locate;
 use touchstone_runtime::model::Model;
+use touchstone_runtime::plan::Capacity;
 use touchstone_runtime::sampling::Sampling;
 use touchstone_runtime::threads;
 use touchstone_runtime::tokenizer::Tokenizer;
 use touchstone_runtime::weights::Checkpoint;
+use touchstone_runtime::{Config, locate};
 
 use crate::args::{Args, Input};
 use crate::interactive::Lines;
-use crate::stats::Stats;
+use crate::stats::{BatchStats, Generated, Stats};
 use crate::voice::{Spoken, Voice};
-use crate::{Failure, interactive, interrupt, say};
+use crate::{Failure, batch, interactive, interrupt, say};
 
 /// Does what the arguments ask for. What can be wrong with them is found before a device is opened.
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -34,11 +35,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Some(dir) => dir.clone(),
         None => locate::default_model()?,
     };
+    let _awake = args.device.warm_up();
     let checkpoint = Checkpoint::open(&dir)?;
     let config = checkpoint.config();
     let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"), config.vocab_size)?;
     let work = match input {
         Input::Text(text) => Work::Once(Question { tokens: tokenizer.encode(&text)?, text }),
+        Input::Batch(text, path) => Work::Batch(batch::parse(&text, &path, args, sampling, &tokenizer)?),
         Input::Interactive => Work::Session(Lines::open()?),
     };
     // Not before: the line editor, too, takes SIGINT when it is made.
@@ -64,8 +67,19 @@ pub struct Question {
 enum Work {
     /// Continue one prompt.
     Once(Question),
+    /// Continue many.
+    Batch(Vec<batch::Prompt>),
     /// Answer lines.
     Session(Lines),
+}
+
+impl Work {
+    fn capacity(&self, config: &Config) -> Capacity {
+        match self {
+            Self::Batch(prompts) => batch::capacity(prompts, config),
+            Self::Once(_) | Self::Session(_) => generate::capacity(config.max_position_embeddings, 1),
+        }
+    }
 }
 
 /// All that is known before there is a device.
@@ -87,18 +101,17 @@ impl Job for Session<'_> {
         say(&format!("{choice}, seed {}, {}", sampling.seed, dir.display()));
         let config = checkpoint.config().clone();
         device.taps().set_path(args.path);
-        let mut model = Model::new(
-            &mut device,
-            &config,
-            &checkpoint,
-            generate::capacity(config.max_position_embeddings, 1),
-        )?;
+        let capacity = work.capacity(&config);
+        let mut model = Model::new(&mut device, &config, &checkpoint, capacity)?;
         drop(checkpoint);
         let load = began.elapsed();
-        let generator = Generator::new(&mut device, &mut model, 1, D::LOOKAHEAD);
+        let generator = Generator::new(&mut device, &mut model, capacity.batch, D::LOOKAHEAD);
         let mut speaker = Speaker { args, tokenizer: &tokenizer, generator, load };
         match work {
             Work::Session(lines) => interactive::run(&mut speaker, lines, sampling),
+            Work::Batch(prompts) => {
+                interrupt::heed(|| batch::run(&mut speaker, &prompts, capacity, choice, &dir))
+            }
             Work::Once(question) => interrupt::heed(|| match args.json {
                 true => speaker.json(&question, sampling, began, choice, &dir),
                 false => speaker.samples(&question, sampling, began),
@@ -111,8 +124,10 @@ impl Job for Session<'_> {
 pub struct Speaker<'a, 'g, D: Device> {
     /// The arguments.
     pub args: &'a Args,
-    tokenizer: &'a Tokenizer,
-    generator: Generator<'g, D>,
+    /// Text to tokens and back.
+    pub tokenizer: &'a Tokenizer,
+    /// The model.
+    pub generator: Generator<'g, D>,
     load: Duration,
 }
 
@@ -216,7 +231,7 @@ impl<D: Device> Speaker<'_, '_, D> {
         let max_new_tokens = self.args.max_new_tokens as usize;
         let request = Request { prompt: &question.tokens, max_new_tokens, sampling };
         let wait = began.elapsed();
-        let timings = self.generator.generate(&request, |row| voice.token(row[0]))?;
+        let timings = self.generator.generate(&[request], |_, token| voice.token(token))?;
         Ok((voice.finish()?, timings, wait))
     }
 
@@ -224,6 +239,12 @@ impl<D: Device> Speaker<'_, '_, D> {
         let config = self.generator.model().config();
         let seen = question.tokens.len().min(config.max_position_embeddings);
         Stats::new(self.generator.backend(), config, seen, timings, self.load, wait)
+    }
+
+    /// The figures of a batch.
+    pub fn batch_stats(&self, capacity: Capacity, generated: Generated) -> BatchStats {
+        let (device, config) = (self.generator.backend(), self.generator.model().config());
+        BatchStats::new(device, config, capacity, self.load, generated)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Times, speed and memory of a generation.
+//! Times, speed and memory of a generation, and of a batch.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use touchstone_runtime::Config;
 use touchstone_runtime::device::{Device, bandwidth_share};
 use touchstone_runtime::generate::{self, Timings};
-use touchstone_runtime::plan::{self, Kind, token_bytes};
+use touchstone_runtime::plan::{self, Capacity, Entry, Kind, token_bytes};
 
 /// The figures of one generation.
 #[derive(Clone, Debug, Serialize)]
@@ -61,13 +61,8 @@ impl Stats {
         let token_bytes = token_bytes(config, precision, weight_bytes, past);
         let bandwidth = device.bandwidth(token_bytes);
         let decode_us = each_us(decode, decoded);
-        let context = config.max_position_embeddings;
-        let planned =
-            plan::plan(config, generate::capacity(context, 1)).into_iter().map(|entry| match entry.kind {
-                Kind::Weight => entry.elements() * weight_bytes,
-                _ => entry.bytes(precision),
-            });
-        let planned_bytes = planned.sum();
+        let planned_bytes =
+            planned_bytes(device, config, generate::capacity(config.max_position_embeddings, 1));
         Self {
             load_ms: ms(load),
             prompt_tokens,
@@ -85,6 +80,86 @@ impl Stats {
             planned_bytes,
             peak_bytes: device.peak_bytes(),
         }
+    }
+}
+
+/// Bytes of every buffer of the memory plan.
+fn planned_bytes<D: Device>(device: &D, config: &Config, capacity: Capacity) -> usize {
+    let (precision, weight_bytes) = (device.precision(), device.weight_bytes(config.dtype));
+    let bytes = |entry: &Entry| match entry.kind {
+        Kind::Weight => entry.elements() * weight_bytes,
+        _ => entry.bytes(precision),
+    };
+    plan::plan(config, capacity).iter().map(bytes).sum()
+}
+
+/// What a batch came to.
+pub struct Generated {
+    /// Prompts continued.
+    pub prompts: usize,
+    /// Of them, at once.
+    pub at_once: usize,
+    /// Tokens of all texts.
+    pub tokens: usize,
+    /// The passes over the prompts.
+    pub prefill: Duration,
+    /// All of it.
+    pub time: Duration,
+}
+
+/// The figures of a batch.
+#[derive(Serialize)]
+pub struct BatchStats {
+    /// From the program's start to a model ready to run.
+    load_ms: f64,
+    /// Prompts continued.
+    prompts: usize,
+    /// Of them, at once.
+    at_once: usize,
+    /// The passes over the prompts, up to the first tokens' arrival.
+    prefill_ms: f64,
+    /// Tokens of all texts.
+    tokens: usize,
+    /// Over all tokens, the passes over the prompts included.
+    tokens_per_s: f64,
+    /// Bytes of every buffer of the memory plan.
+    planned_bytes: usize,
+    /// The most that the device held at once, where the backend counts it.
+    peak_bytes: Option<u64>,
+}
+
+impl BatchStats {
+    /// The figures of what was `generated`.
+    pub fn new<D: Device>(
+        device: &D,
+        config: &Config,
+        capacity: Capacity,
+        load: Duration,
+        generated: Generated,
+    ) -> Self {
+        let Generated { prompts, at_once, tokens, prefill, time } = generated;
+        Self {
+            load_ms: ms(load),
+            prompts,
+            at_once,
+            prefill_ms: ms(prefill),
+            tokens,
+            tokens_per_s: tokens as f64 / time.as_secs_f64(),
+            planned_bytes: planned_bytes(device, config, capacity),
+            peak_bytes: device.peak_bytes(),
+        }
+    }
+}
+
+impl fmt::Display for BatchStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { load_ms, prompts, at_once, prefill_ms, tokens, tokens_per_s, .. } = self;
+        write!(
+            f,
+            "load {load_ms:.1} ms; {prompts} prompts, {at_once} at once, prefill {prefill_ms:.2} ms; "
+        )?;
+        write!(f, "{tokens} tokens, {tokens_per_s:.1} tokens/s; ")?;
+        memory(f, self.planned_bytes, self.peak_bytes)
     }
 }
 
@@ -110,11 +185,16 @@ impl fmt::Display for Stats {
         if let Some(us) = self.slide_us {
             write!(f, ", {us:.1} us a token past the context")?;
         }
-        write!(f, "; memory {:.1} MiB planned", mib(self.planned_bytes))?;
-        match self.peak_bytes {
-            Some(bytes) => write!(f, ", {:.1} MiB at most on the device", mib(bytes as usize)),
-            None => Ok(()),
-        }
+        f.write_str("; ")?;
+        memory(f, self.planned_bytes, self.peak_bytes)
+    }
+}
+
+fn memory(f: &mut fmt::Formatter<'_>, planned_bytes: usize, peak_bytes: Option<u64>) -> fmt::Result {
+    write!(f, "memory {:.1} MiB planned", mib(planned_bytes))?;
+    match peak_bytes {
+        Some(bytes) => write!(f, ", {:.1} MiB at most on the device", mib(bytes as usize)),
+        None => Ok(()),
     }
 }
 
