@@ -1,80 +1,22 @@
 //! `touchstone bench` as a user meets it: what it prints, and its exit codes. Models are tiny: seconds, not minutes.
 
+mod tiny;
+
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// The dimensions of a tiny model, with a context in which one length of prompt fits.
-fn config() -> Value {
-    json!({
-        "vocab_size": 23, "max_position_embeddings": 40, "hidden_size": 8, "num_attention_heads": 2,
-        "intermediate_size": 20, "num_hidden_layers": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
-        "tie_word_embeddings": true, "model_type": "touchstone_gpt", "dtype": "float32"
-    })
-}
-
-/// A folder with this `config.json`, and the file's path.
-fn written(config: &Value) -> (TempDir, String) {
-    let folder = tempfile::Builder::new().prefix("tiny&<").tempdir().unwrap();
-    let path = folder.path().join("config.json");
-    fs::write(&path, config.to_string()).unwrap();
-    let path = path.to_str().unwrap().to_owned();
-    (folder, path)
-}
+use tiny::{bench, config, json_of, outcome, program, stopped, written};
 
 fn repository() -> PathBuf {
     std::env::current_dir().unwrap().parent().unwrap().to_owned()
 }
 
-fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_touchstone"))
-}
-
-/// `PROGRAM bench` on the CPU, far from this machine's settings.
-fn bench(program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOUCHSTONE_"))
-    {
-        command.env_remove(name);
-    }
-    command.args(["bench", "--repeats", "3"]).args(arguments).env("TOUCHSTONE_DEVICE", "cpu");
-    command
-}
-
-/// Exit code, standard output, standard error.
-fn outcome(mut command: Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
 fn run(arguments: &[&str]) -> (i32, String, String) {
     outcome(bench(program(), arguments))
-}
-
-/// The object that `--json` prints, of a run that must succeed.
-fn json_of(command: Command) -> Value {
-    let (code, stdout, stderr) = outcome(command);
-    assert_eq!(code, 0, "{stderr}");
-    serde_json::from_str(&stdout).unwrap()
-}
-
-/// Asserts that a run ends with this code and one complaint that holds all of `parts`; what it printed before.
-fn stopped(command: Command, code: i32, parts: &[&str]) -> String {
-    let shown = format!("{command:?}");
-    let (found, stdout, stderr) = outcome(command);
-    assert_eq!(found, code, "{shown}: {stderr}");
-    let complaint =
-        stderr.lines().find(|line| line.starts_with("touchstone: ") || line.starts_with("error: "));
-    let complaint = complaint.unwrap_or_else(|| panic!("{shown}: no complaint in {stderr}"));
-    for part in parts {
-        assert!(complaint.contains(part), "{shown}: {part:?} is not in {complaint:?}");
-    }
-    stdout
 }
 
 /// [`stopped`], without any figures.
@@ -274,77 +216,6 @@ fn a_gpu_that_is_not_there_exits_with_3() {
     let (_folder, path) = written(&config());
     // No machine has a thousand.
     refuses(&["--config", &path, "--device", "cuda:999"], 3, &["touchstone: no CUDA device: "]);
-}
-
-/// A repository's root whose peers are these shell scripts; to be run with `--python /bin/sh`.
-fn root_with_peers(decode: &str, prefill: &str) -> TempDir {
-    let root = tempfile::tempdir().unwrap();
-    for folder in ["golden/cases", "models", "benches/peers"] {
-        fs::create_dir_all(root.path().join(folder)).unwrap();
-    }
-    fs::write(root.path().join("benches/peers/decode.py"), decode).unwrap();
-    fs::write(root.path().join("benches/peers/prefill.py"), prefill).unwrap();
-    root
-}
-
-fn with_peer(root: &TempDir, path: &str, python: &str) -> Command {
-    let arguments =
-        ["--config", path, "--measure", "decode,prefill", "--peers", "--python", python, "--json"];
-    let mut command = bench(program(), &arguments);
-    command.env("TOUCHSTONE_ROOT", root.path());
-    command
-}
-
-/// Without this, the peer could be timed at other settings than ours, or its figures set against another row.
-#[test]
-fn peers_stand_beside_our_figures() {
-    let (_folder, path) = written(&config());
-    let root = root_with_peers(
-        r#"echo '{"device": "'"$*"'", "rows": [
-            {"mode": "eager", "formulation": null, "us_per_token_median": 5e5, "us_per_token_p90": 6e5, "repeats": 3},
-            {"mode": "compiled", "formulation": "sdpa", "us_per_token_median": 4e5, "us_per_token_p90": 7e5, "repeats": 3}]}'"#,
-        r#"echo '{"asked": "'"$*"'", "matrix_flop_per_s": 1e13, "rows": [
-            {"mode": "eager", "tokens": 16, "us_median": 2e6, "us_p90": 3e6, "repeats": 3}]}'"#,
-    );
-    let report = json_of(with_peer(&root, &path, "/bin/sh"));
-    let rows = &report["models"][0]["rows"];
-    let systems: Vec<_> =
-        rows.as_array().unwrap().iter().map(|row| row["system"].as_str().unwrap()).collect();
-    let expected = ["touchstone", "pytorch eager", "pytorch compiled sdpa", "touchstone", "pytorch eager"];
-    assert_eq!(systems, expected);
-    assert_eq!(
-        (&rows[4]["prompt"], &rows[4]["median"], &rows[4]["measure"]),
-        (&json!(16), &json!(2e6), &json!("prefill"))
-    );
-    let share = rows[4]["gflop_per_s"].as_f64().unwrap() * 1e9 / 1e13;
-    assert!((rows[4]["matrix_share"].as_f64().unwrap() / share - 1.0).abs() < 1e-9, "{rows}");
-    let ratio = rows[2]["times_ours"].as_f64().unwrap() * rows[0]["median"].as_f64().unwrap();
-    assert!((ratio - 4e5).abs() < 1.0 && rows[2]["p90"] == 7e5 && rows[2]["measure"] == "decode", "{rows}");
-    assert!(rows[1]["bandwidth_share"].is_null(), "our share of the bandwidth is not the peer's");
-    let asked = format!(
-        "--config {path} --device cpu --dtypes f32 --modes eager --new-tokens 39 --repeats 3 --temperature 0.8 --top-k 40"
-    );
-    assert_eq!(report["models"][0]["peers"]["device"], asked);
-}
-
-/// Without this, a run without PyTorch would look like one in which PyTorch was not asked for, or cost our own figures.
-#[test]
-fn peers_that_cannot_run_exit_with_2() {
-    let (_folder, path) = written(&config());
-    let stops = |script: &str, python: &str, parts: &[&str]| {
-        let root = root_with_peers(script, "");
-        let report: Value =
-            serde_json::from_str(&stopped(with_peer(&root, &path, python), 2, parts)).unwrap();
-        let model = &report["models"][0];
-        let measures: Vec<_> =
-            model["rows"].as_array().unwrap().iter().map(|row| (&row["measure"], &row["system"])).collect();
-        let ours = json!("touchstone");
-        assert_eq!(measures, [(&json!("decode"), &ours), (&json!("prefill"), &ours)]);
-        assert!(model["peers"].is_null());
-    };
-    stops("exit 1", "/bin/sh", &["--peers: /bin/sh benches/peers/decode.py: exit status: 1"]);
-    stops("exit 1", "/absent/python", &["/absent/python", "cannot be started"]);
-    stops("true", "/bin/sh", &["prints no report"]);
 }
 
 /// Without this, the time of a program that never answered could be reported.

@@ -312,7 +312,7 @@ __device__ void Decoder::send_hidden(float value) const {
 
 // logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.
 __device__ u32 Decoder::head(u32 step) {
-    if (s.rule.temperature != 0 && threadIdx.x < V) s.noise[threadIdx.x] = gumbel(threadIdx.x, step, s.rule);
+    if (!s.rule.greedy && threadIdx.x < V) s.noise[threadIdx.x] = gumbel(threadIdx.x, step, s.rule);
     if (!HEAD_HELD) load_head();
     Row row;
     await<RESIDUAL>();
@@ -331,8 +331,10 @@ __device__ u32 Decoder::head(u32 step) {
             send(there + offset(s.logits + v), value, there + barrier(LOGITS));
         }
     meet(); // the noise is there
+    Sampling rule = s.rule;
+    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
     await<LOGITS>();
-    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(s.rule, {}, s.logits, s.noise);
+    scores.read(s.logits);
     u32 token = scores.pick();
     if (rank == 0 && threadIdx.x < V) a.logits[threadIdx.x] = s.logits[threadIdx.x];
     return token;

@@ -12,10 +12,9 @@
 //
 // Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decoder/grid.rs.
 #include "grid_attention.cuh"
-#include "pick.cuh"
+#include "grid_pick.cuh"
 
-// Who picks where one block must: its first multiplying warps. A thread holds as many scores as in sample.cu.
-typedef FirstThreads<15> Samplers;
+// Scores that a thread holds where one block must pick, its first multiplying warps; as many as in sample.cu.
 constexpr u32 SCORES_HELD = VOCAB <= Samplers::THREADS ? 1 : VOCAB <= 4 * Samplers::THREADS ? 4 : 0;
 
 // Block-wide barrier of all but the fetching warp.
@@ -32,7 +31,7 @@ struct Rule {
     bool exact;
     __device__ Rule(const OutboxState *state)
         : s(sampling(VOCAB, 0, *state)),
-          exact(s.temperature != 0 && ((s.top_k > 0 && s.top_k < VOCAB) || s.top_p < 1)) {}
+          exact(s.few() || s.part()) {}
 };
 
 // The bias of row `row` of a block whose first word is `first`.
@@ -94,12 +93,12 @@ struct Choose {
 
     __device__ Choose(const Rule &rule, float *logits, u32 step) : rule(rule), logits(logits), step(step), first(share(HEAD, blockIdx.x).first) {}
     __device__ void prepare(u32 row, bool valid) {
-        if (rule.s.temperature != 0 && !rule.exact && valid) noise = gumbel(first + row, step, rule.s);
+        if (!rule.s.greedy && !rule.exact && valid) noise = gumbel(first + row, step, rule.s);
     }
     __device__ void operator()(u32 row, float sum, bool valid) {
         if (!valid) return;
         logits[first + row] = sum;
-        best = max(best, rank(rule.s.temperature == 0 ? sum : sum / rule.s.temperature + noise, first + row));
+        best = max(best, rank(rule.s.score(sum) + noise, first + row));
     }
 };
 
@@ -135,7 +134,7 @@ __device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u6
     if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
         __shared__ u64 shared[Samplers::WARPS];
         __threadfence(); // the logits were written before the picks were sent, with a fence between
-        Scores<SCORES_HELD, Samplers> scores(rule.s, {shared}, b.g.logits, t.step);
+        LogitScores<SCORES_HELD> scores(rule.s, {shared}, b.g.logits, t.step);
         u32 token = scores.pick();
         if (threadIdx.x == 0) send(token_word, token, 0, 0, t.epoch);
     }

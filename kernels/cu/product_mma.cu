@@ -1,8 +1,8 @@
 // Matrix products through tensor cores from Ampere on: y = f(x * weight^T), x [R, I], weight [O, I], bfloat16, float32 sums.
 //
 // A block of 8 warps makes a tile of 64 rows x 64 outputs, 16 x 32 a warp, from slices of 64 inputs that asynchronous copies bring into a
-// ring of five in shared memory, which hides the way to L2. Grid (tiles of outputs, tiles of rows). The weights of the first slices are read before the previous
-// launch has finished. I a multiple of eight, O too. Deterministic: no sum is split. Launchers: src/product.rs.
+// ring of five in shared memory, which hides the way to L2. Grid (tiles of outputs, tiles of rows). The weights of the first slices are read
+// before the previous launch has finished. I a multiple of eight, O too. Deterministic: no sum is split. Launchers: src/product.rs.
 #pragma once
 #include "finish.cuh"
 

@@ -21,6 +21,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("grid_attention.cuh", include_str!("../cu/grid_attention.cuh")),
     ("grid_exchange.cuh", include_str!("../cu/grid_exchange.cuh")),
     ("grid_model.cuh", include_str!("../cu/grid_model.cuh")),
+    ("grid_pick.cuh", include_str!("../cu/grid_pick.cuh")),
     ("grid_product.cuh", include_str!("../cu/grid_product.cuh")),
     ("grid_ring.cuh", include_str!("../cu/grid_ring.cuh")),
     ("grid_shared.cuh", include_str!("../cu/grid_shared.cuh")),

@@ -39,7 +39,7 @@ entries! {
     norm_logits_f32 norm_logits_bf16 norm_logits_rows_f32 norm_logits_rows_bf16
     norm_qkv_f32 norm_qkv_bf16 norm_qkv_rows_f32 norm_qkv_rows_bf16
     qkv_rows_bf16 qkv_mma_bf16 qkv_wgmma_bf16
-    sample_f32
+    sample_f32 sample_wide_f32
 }
 
 entries! {

@@ -16,6 +16,9 @@ struct SampleShape {
 }
 const _: () = assert!(size_of::<SampleShape>() == 8);
 
+/// Logits that a block of 256 threads holds in registers.
+const HELD_MAX: usize = 4 * 256;
+
 /// Picks a token a row of `logits: [B, V]` by the row's rule of the outbox, writes it to `tokens: [B]` and the outbox, and advances each
 /// sequence's cursor: past by its length, step by 1; the next pass has a length of 1. `cursor: [B, 3]`.
 ///
@@ -38,13 +41,13 @@ pub fn sample(
     );
     check_cursor(cursor, batch);
     let shape = SampleShape { vocab: vocab as u32, slots: outbox.slots() };
-    let launch = Launch::new([batch as u32, 1, 1], 256);
+    let (entry, threads) =
+        if vocab <= HELD_MAX { (Entry::sample_f32, 256) } else { (Entry::sample_wide_f32, 1024) };
+    let launch = Launch::new([batch as u32, 1, 1], threads);
     let (ring, state) = (outbox.address(), outbox.state.address());
     let (tokens, cursor, logits) = (tokens.address(), cursor.address(), logits.address());
-    // SAFETY: sample_f32(volatile u64 *outbox, OutboxState *, u32 *tokens, Cursor *, const float *logits, SampleShape); one block a row of
+    // SAFETY: both take (volatile u64 *outbox, OutboxState *, u32 *tokens, Cursor *, const float *logits, SampleShape); one block a row of
     // `batch`, ring slots are taken modulo `slots`, lengths as above; the caller owns all buffers, and the outbox waits for the
     // stream before it frees the ring.
-    unsafe {
-        device.launch(Entry::sample_f32, launch, arguments![ring, state, tokens, cursor, logits, shape])
-    }
+    unsafe { device.launch(entry, launch, arguments![ring, state, tokens, cursor, logits, shape]) }
 }

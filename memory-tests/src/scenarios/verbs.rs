@@ -111,13 +111,17 @@ fn attention<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<
     b.attention(&mut o.y, &o.x, &o.cache.0, &o.cache.1, &o.cursor, attention_shape(rows))
 }
 
-/// Samples the first row, by every part of the rule; `rows` counts as the batch.
+/// Samples the first row, and all as one, by every part of the rule; `rows` counts as the batch.
 fn sample<B: Backend>(b: &mut B, o: &mut Operands<B>, rows: usize) -> Result<()> {
     let batch = if rows <= ROWS { 1 } else { rows };
     let sampling = Sampling { temperature: 0.8, top_k: 11, top_p: 0.9, seed: 7 };
     b.set_sampling(&mut o.outbox, &[sampling])?;
-    b.sample(&mut o.outbox, &mut o.tokens, &mut o.cursor, &o.wide, batch, VOCAB)?;
-    b.take(&mut o.outbox, &mut Vec::with_capacity(1))
+    // The second time, the whole buffer is a row.
+    for vocab in [VOCAB, ROWS * VOCAB] {
+        b.sample(&mut o.outbox, &mut o.tokens, &mut o.cursor, &o.wide, batch, vocab)?;
+        b.take(&mut o.outbox, &mut Vec::with_capacity(1))?;
+    }
+    Ok(())
 }
 
 /// The verb, the entry points behind it, and its call.
@@ -131,7 +135,7 @@ fn verbs<B: Backend>() -> [(&'static str, &'static [&'static str], Call<B>); 9] 
         ("add", &["add"], add),
         ("append", &["append"], append),
         ("attention", &["attention", "attention_mma"], attention),
-        ("sample", &["sample"], sample),
+        ("sample", &["sample", "sample_wide"], sample),
     ]
 }
 

@@ -25,7 +25,7 @@ EDGE_SEED, EDGE_WORD = 4696, 376
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The config of a case but for its seed; `quantum`: logits are multiples of it, so that ties occur."""
+    """The config of a case but for its seed; `quantum`: logits are multiples of it, so that ties occur; `masked`: how many are -inf."""
 
     rows: int
     vocab: int
@@ -34,6 +34,7 @@ class Settings:
     top_p: float = 1.0
     step: int = 0
     quantum: float = 0.0
+    masked: float = 0.0
 
 
 SETTINGS = {
@@ -51,9 +52,24 @@ SETTINGS = {
     "top_p_ties": Settings(rows=24, vocab=65, temperature=1.5, top_p=0.6, step=7, quantum=1.0),
     "top_p_small": Settings(rows=5, vocab=1031, temperature=1.0, top_p=0.01, step=9),
     "top_k_top_p": Settings(rows=16, vocab=1031, temperature=4.0, top_k=20, top_p=0.6, step=100),
+    "wide": Settings(rows=2, vocab=5003, temperature=1.2, step=8),
+    "wide_greedy": Settings(rows=3, vocab=5003, temperature=0.0, quantum=1.0),
+    "wide_top_k": Settings(rows=16, vocab=2053, temperature=6.0, top_k=5, step=12),
+    "wide_top_k_ties": Settings(rows=16, vocab=2053, temperature=8.0, top_k=9, step=13, quantum=1.0),
+    "wide_top_k_equal": Settings(rows=2, vocab=5003, temperature=1.0, top_k=40, step=14, quantum=1000.0),
+    "wide_top_k_most": Settings(rows=2, vocab=2053, temperature=5.0, top_k=2052, step=15),
+    "wide_top_p": Settings(rows=12, vocab=2053, temperature=0.9, top_p=0.6, step=16),
+    "wide_top_p_equal": Settings(rows=2, vocab=2053, temperature=1.0, top_p=0.4, step=17, quantum=1000.0),
+    "wide_top_k_top_p": Settings(rows=6, vocab=5003, temperature=6.0, top_k=60, top_p=0.5, step=18),
+    "wide_top_k_most_top_p": Settings(rows=10, vocab=2053, temperature=0.9, top_k=1500, top_p=0.5, step=19),
+    "widest_top_k": Settings(rows=1, vocab=50257, temperature=2.0, top_k=40, step=20),
+    "widest_top_p_small": Settings(rows=1, vocab=50257, temperature=1.5, top_p=0.001, step=21),
+    "masked_top_k": Settings(rows=5, vocab=107, temperature=3.0, top_k=6, step=22, masked=0.5),
+    "wide_masked_top_k": Settings(rows=5, vocab=2053, temperature=6.0, top_k=6, step=23, masked=0.9),
+    "wide_masked_top_p": Settings(rows=5, vocab=2053, temperature=1.5, top_p=0.5, step=24, masked=0.97),
     "single_token": Settings(rows=2, vocab=1, temperature=1.0, step=1),
 }
-BF16 = ("greedy_ties", "top_k_ties", "temperature")
+BF16 = ("greedy_ties", "top_k_ties", "temperature", "wide_top_k_ties")
 
 
 def cases() -> Iterator[CaseWriter]:
@@ -80,6 +96,8 @@ def record(name: str, dtype: str, settings: Settings) -> CaseWriter:
 
 def draw_logits(draw: Draw, settings: Settings) -> Tensor:
     logits = 2 * draw.activations(settings.rows, settings.vocab)
+    if settings.masked:
+        logits[draw.uniform(*logits.shape) < settings.masked] = -torch.inf
     return (logits / settings.quantum).round() * settings.quantum if settings.quantum else logits
 
 
