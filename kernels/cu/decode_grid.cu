@@ -14,8 +14,9 @@
 #include "grid_attention.cuh"
 #include "grid_pick.cuh"
 
-// Scores that a thread holds where one block must pick, its first multiplying warps; as many as in sample.cu.
-constexpr u32 SCORES_HELD = VOCAB <= Samplers::THREADS ? 1 : VOCAB <= 4 * Samplers::THREADS ? 4 : 0;
+// Whether a block can pick from all logits, which its samplers hold; where not, top-k and top-p are sample.cu's.
+constexpr bool ALL_HELD = VOCAB <= 4 * Samplers::THREADS;
+constexpr u32 SCORES_HELD = VOCAB <= Samplers::THREADS ? 1 : 4;
 
 // Block-wide barrier of all but the fetching warp.
 __device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }
@@ -130,7 +131,7 @@ __device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u6
     u64 pick_of_all = 0;
 #pragma unroll
     for (u32 w = 0; w < WARPS; w++) pick_of_all = max(pick_of_all, best[w]);
-    if (!rule.exact) return 0xffffffffu - u32(pick_of_all);
+    if (!ALL_HELD || !rule.exact) return 0xffffffffu - u32(pick_of_all);
     if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
         __shared__ u64 shared[Samplers::WARPS];
         __threadfence(); // the logits were written before the picks were sent, with a fence between
@@ -236,6 +237,7 @@ __device__ inline void decode_grid(const GridArguments &g) {
         for (u32 i = 0; i < g.steps; i++) {
             if (warp < WARPS) multiply_token(b, task_count, t);
             else finish_token(b, task_count, t, rule, next);
+            if (!g.picks) break;
             t.id = agree(b, rule, t, shared<u64>(AT_BEST) + i % 2 * WARPS);
             t.past++, t.step++;
             if (blockIdx.x == 0 && warp == WARPS && b.lane == 0) deliver(g, t, issued++);

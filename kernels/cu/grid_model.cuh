@@ -103,5 +103,6 @@ struct GridArguments {
     float *logits;                             // [V], of the last token
     u32 steps, slots;                          // tokens to make; past + steps must not exceed the context
     float eps;
+    u32 picks;                                 // 0: there is one step, and sample.cu picks behind it
 };
 static_assert(sizeof(Layer) == 120 && sizeof(GridArguments) == 112, "both are laid out in Rust");

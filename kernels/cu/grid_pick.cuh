@@ -40,15 +40,13 @@ struct Samplers {
     }
 };
 
-// A thread's scores, logits over the temperature, and the noise that goes with each: HELD of them in registers, or, with HELD 0, any
-// number, made again at every use.
+// A thread's scores, logits over the temperature, and the noise that goes with each, in registers.
 template <u32 HELD> struct LogitScores {
-    static constexpr int SLOTS = HELD > 0 ? HELD : 1;
     const Sampling &s;
     Samplers team;
     const float *logits;
     u32 step;
-    float score[SLOTS], noise[SLOTS];
+    float score[HELD], noise[HELD];
 
     __device__ LogitScores(const Sampling &s, Samplers team, const float *logits, u32 step) : s(s), team(team), logits(logits), step(step) {
         if (s.greedy) return;
@@ -63,30 +61,20 @@ template <u32 HELD> struct LogitScores {
         }
     }
 
-    // x[j] = f(score, index) for the thread's scores; summed into x[0] where they are not held; 0 past the last.
-    template <typename V, typename F> __device__ void each(V (&x)[SLOTS], F f) const {
-        if (HELD == 0) {
-            x[0] = 0;
-            for (u32 i = team.index(); i < s.vocab; i += Samplers::THREADS) x[0] += f(s.score(logits[i]));
-        }
+    // x[j] = f(score) for the thread's scores; 0 past the last.
+    template <typename V, typename F> __device__ void each(V (&x)[HELD], F f) const {
 #pragma unroll
         for (int j = 0; j < int(HELD); j++) x[j] = team.index() + j * Samplers::THREADS < s.vocab ? f(score[j]) : V(0);
     }
 
     // How many scores are at or above `key`, and their softmax mass relative to the largest score.
     __device__ u32 count(u32 key) const {
-        auto kept = [&](float z) { return sort_key(z) >= key; };
-        if (HELD == 0) {
-            u32 kept_here[SLOTS];
-            each(kept_here, kept);
-            return team.sum(kept_here);
-        }
-        bool kept_here[SLOTS];
-        each(kept_here, kept);
-        return team.count(kept_here);
+        bool kept[HELD];
+        each(kept, [&](float z) { return sort_key(z) >= key; });
+        return team.count(kept);
     }
     __device__ float mass(u32 key, float largest) const {
-        float x[SLOTS];
+        float x[HELD];
         each(x, [&](float z) { return sort_key(z) >= key ? expf(z - largest) : 0.0f; });
         return team.sum(x);
     }
@@ -94,7 +82,6 @@ template <u32 HELD> struct LogitScores {
     // The index of the largest logit.
     __device__ u32 greedy() const {
         u64 best = 0;
-        for (u32 i = team.index(); HELD == 0 && i < s.vocab; i += Samplers::THREADS) best = max(best, rank(logits[i], i));
 #pragma unroll
         for (int j = 0; j < int(HELD); j++) {
             u32 i = team.index() + j * Samplers::THREADS;
@@ -105,10 +92,6 @@ template <u32 HELD> struct LogitScores {
     // The index with the largest score plus noise among the scores at or above `key`.
     __device__ u32 draw(u32 key) const {
         u64 best = 0;
-        for (u32 i = team.index(); HELD == 0 && i < s.vocab; i += Samplers::THREADS) {
-            float z = s.score(logits[i]);
-            if (sort_key(z) >= key) best = max(best, rank(z + gumbel(i, step, s), i));
-        }
 #pragma unroll
         for (int j = 0; j < int(HELD); j++) {
             u32 i = team.index() + j * Samplers::THREADS;

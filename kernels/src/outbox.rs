@@ -35,6 +35,8 @@ pub struct Outbox {
     taken: u32,
     ring: Pinned,
     pub(crate) state: Buffer<u32>,
+    /// The rules that `state` holds.
+    rules: Vec<SampleRule>,
 }
 
 impl Outbox {
@@ -50,7 +52,9 @@ impl Outbox {
     /// The driver's.
     pub fn new(device: &Device, slots: usize, batch: usize) -> Result<Self> {
         let state = Buffer::zeroed(device, Self::state_len(batch))?;
-        Ok(Self { slots, batch, taken: 0, ring: Pinned::zeroed(device, slots * batch)?, state })
+        let greedy = SampleRule { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+        let (ring, rules) = (Pinned::zeroed(device, slots * batch)?, vec![greedy; batch]);
+        Ok(Self { slots, batch, taken: 0, ring, state, rules })
     }
 
     /// Sets the rules that tokens are picked by from now on, one a row.
@@ -58,12 +62,20 @@ impl Outbox {
     /// # Errors
     /// The driver's.
     pub fn set_rules(&mut self, rules: impl Iterator<Item = SampleRule>) -> Result<()> {
-        let words = rules.map(|SampleRule { temperature, top_k, top_p, seed }| {
+        self.rules.clear();
+        self.rules.extend(rules);
+        assert_eq!(self.rules.len(), self.batch, "a rule for each row");
+        let words = self.rules.iter().map(|&SampleRule { temperature, top_k, top_p, seed }| {
             [top_k, seed as u32, (seed >> 32) as u32, temperature.to_bits(), top_p.to_bits()]
         });
         let words: Vec<[u32; RULE_LEN]> = words.collect();
-        assert_eq!(words.len(), self.batch, "a rule for each row");
         self.state.write_from(COUNTS_LEN, words.as_flattened())
+    }
+
+    /// Whether a rule leaves some of `vocab` tokens out.
+    pub(crate) fn keeps_part(&self, vocab: usize) -> bool {
+        let few = |rule: &SampleRule| rule.top_k > 0 && (rule.top_k as usize) < vocab;
+        self.rules.iter().any(|rule| rule.temperature != 0.0 && (few(rule) || rule.top_p < 1.0))
     }
 
     /// Rows of tokens that one sampling launch writes.

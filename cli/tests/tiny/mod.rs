@@ -1,7 +1,7 @@
 //! A tiny model for `touchstone bench`, and how the tests run it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};

@@ -14,6 +14,7 @@ use crate::driver::check;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;
+use crate::sample;
 
 /// The kernel of a decoder over the whole GPU, compiled for its layout and loaded.
 #[derive(Clone)]
@@ -127,7 +128,7 @@ impl<E: Element> GridDecoder<E> {
     /// See [`super::Decoder::run`].
     pub(super) fn run<'a>(
         &mut self,
-        generation: Generation<'_, E>,
+        mut generation: Generation<'_, E>,
         layers: impl ExactSizeIterator<Item = LayerState<'a, E>>,
         steps: usize,
     ) -> Result<()>
@@ -140,7 +141,22 @@ impl<E: Element> GridDecoder<E> {
             return Ok(());
         }
         self.set_table(layers)?;
-        let arguments = self.arguments(&generation, steps);
+        let vocab = self.kernels.layout().shape().vocab;
+        if vocab <= sample::HELD_MAX || !generation.outbox.keeps_part(vocab) {
+            return self.launch(&generation, steps, true);
+        }
+        // No block can hold so many logits: `sample` picks behind each step.
+        for _ in 0..steps {
+            self.launch(&generation, 1, false)?;
+            let Generation { outbox, tokens, cursor, logits, .. } = &mut generation;
+            sample::sample(&self.kernels.0.device, outbox, tokens, cursor, logits, vocab)?;
+        }
+        Ok(())
+    }
+
+    /// `steps` steps; without `picks` there is one, and nothing is sampled.
+    fn launch(&self, generation: &Generation<'_, E>, steps: u32, picks: bool) -> Result<()> {
+        let arguments = self.arguments(generation, steps, picks);
         let (kernels, arguments) = (&self.kernels.0, arguments!(arguments));
         // SAFETY: decode_grid(const GridArguments), with every length checked in `new`, `check` and `set_table`; `load` saw that all blocks fit at
         // once. The kernel writes exchange and state, this value's own, and caches, logits, tokens, cursor and outbox, borrowed mutably
@@ -169,7 +185,7 @@ impl<E: Element> GridDecoder<E> {
         if changed { self.table.write(&self.words) } else { Ok(()) }
     }
 
-    fn arguments(&self, generation: &Generation<'_, E>, steps: u32) -> GridArguments {
+    fn arguments(&self, generation: &Generation<'_, E>, steps: u32, picks: bool) -> GridArguments {
         let Generation { token, position, final_norm, logits, tokens, cursor, outbox, eps } = generation;
         GridArguments {
             layers: self.table.address(),
@@ -186,6 +202,7 @@ impl<E: Element> GridDecoder<E> {
             steps,
             slots: outbox.slots(),
             eps: *eps,
+            picks: picks.into(),
         }
     }
 }
@@ -207,5 +224,6 @@ struct GridArguments {
     steps: u32,
     slots: u32,
     eps: f32,
+    picks: u32,
 }
 const _: () = assert!(size_of::<GridArguments>() == 112);
