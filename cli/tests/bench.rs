@@ -5,6 +5,7 @@ mod tiny;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -26,7 +26,7 @@ struct Token {
     u32 id, past, step, epoch; // the epoch of the layer
 };
 
-// Sampling's rule for the launch. `exact` where one block must see all logits.
+// Sampling's rule, read for every token: over the layers it would only hold registers. `exact` where one block must see all logits.
 struct Rule {
     Sampling s;
     bool exact;
@@ -112,7 +112,8 @@ __device__ inline u64 lanes_best(u64 best) {
 }
 
 // All workers agree on the token. `best` is shared memory: a place for each multiplying warp.
-__device__ inline u32 agree(const Block &b, const Rule &rule, const Token &t, u64 *best) {
+__device__ inline u32 agree(const Block &b, const Token &t, u64 *best) {
+    Rule rule(b.g.rule);
     uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch, b.block), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0);
     if (b.warp < WARPS) {
         u64 mine = 0;
@@ -178,7 +179,7 @@ __device__ inline void embed_rows(const Block &b, const Token &t) {
 }
 
 // A finishing warp's part of a token.
-__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const Rule &rule, Biases &next) {
+__device__ inline void finish_token(Block &b, u32 &task_count, Token &t, Biases &next) {
     const GridArguments &g = b.g;
     embed_rows(b, t);
     for (u32 l = 0; l < LAYERS; l++) {
@@ -193,6 +194,7 @@ __device__ inline void finish_token(Block &b, u32 &task_count, Token &t, const R
         finish<UP>(b, Send<UP>(b, AT_HIDDEN, layer.up_bias, biases.up, epoch));
         finish<DOWN>(b, Send<DOWN>(b, AT_RESIDUAL, layer.down_bias, biases.down, epoch));
     }
+    Rule rule(g.rule);
     Choose choose(rule, g.logits, t.step);
     finish<HEAD>(b, choose);
     u32 finisher = b.warp - WARPS;
@@ -226,7 +228,6 @@ __device__ inline void decode_grid(const GridArguments &g) {
     }
     for (u32 at = threadIdx.x * 16; at < WARPS * INPUT_BYTES; at += THREADS * 16) *shared<uint4>(AT_INPUTS + at) = make_uint4(0, 0, 0, 0);
     Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch};
-    Rule rule(g.rule);
     u32 issued = g.rule->issued, task_count = 0, first_epoch = t.epoch;
     __syncthreads();
     if (warp == WARPS + FINISHERS) {
@@ -236,9 +237,9 @@ __device__ inline void decode_grid(const GridArguments &g) {
         Biases next(b, g.layers[0]);
         for (u32 i = 0; i < g.steps; i++) {
             if (warp < WARPS) multiply_token(b, task_count, t);
-            else finish_token(b, task_count, t, rule, next);
-            if (!g.picks) break;
-            t.id = agree(b, rule, t, shared<u64>(AT_BEST) + i % 2 * WARPS);
+            else finish_token(b, task_count, t, next);
+            if (!ALL_HELD && !g.picks) break;
+            t.id = agree(b, t, shared<u64>(AT_BEST) + i % 2 * WARPS);
             t.past++, t.step++;
             if (blockIdx.x == 0 && warp == WARPS && b.lane == 0) deliver(g, t, issued++);
         }
