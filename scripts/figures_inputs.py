@@ -21,7 +21,7 @@ SUMMARIES = {
 SUITES = ("functional", "memory")
 OURS = "touchstone"
 # What bench printed, in the order of the page, and what it drew.
-SPEEDS = ("speed-bf16.json", "speed-f32.json", "speed-service.json")
+SPEEDS = tuple(f"speed-{name}.json" for name in ("peers", "bf16", "f32", "large", "service"))
 PICTURE = "latency.svg"
 # Tokens of a generation: the page speaks of them.
 NEW_TOKENS = 200

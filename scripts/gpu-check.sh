@@ -63,9 +63,8 @@ racecheck() {
     return $code
 }
 
-shapes=benches/shapes
-on_chip=(--model models/shakespeare-char-small --model models/shakespeare-char --config $shapes/char-128/config.json --config $shapes/char-256/config.json)
-large=(--config $shapes/gpt-85m/config.json --config $shapes/gpt2-124m/config.json --config $shapes/gpt2-xl/config.json)
+shape() { echo --config "benches/shapes/$1/config.json"; }
+models=(--model models/shakespeare-char-small --model models/shakespeare-char)
 
 # speed NAME OPTION...: what bench measures, into speed-NAME.json.
 speed() {
@@ -91,10 +90,13 @@ for part in $parts; do
         check sanitizer-racecheck racecheck
         ;;
     speed)
-        check speed-bf16 speed bf16 "${on_chip[@]}" "${large[@]}" --dtype bf16 --measure decode,context,prefill --repeats 5 \
-            --peers --peer-modes compiled --svg "$out/latency.svg"
-        check speed-f32 speed f32 "${on_chip[@]}" --dtype f32 --measure decode,context --repeats 10 --peers
-        check speed-service speed service "${on_chip[@]:0:4}" --dtype bf16,f32 --measure batch,cold-start --repeats 10 --peers
+        # PyTorch takes minutes to prepare: it stands beside one model of each size.
+        check speed-peers speed peers "${models[@]:2}" $(shape char-128) $(shape gpt-85m) $(shape gpt2-124m) --dtype bf16 --measure decode,context \
+            --repeats 5 --peers --peer-modes compiled --svg "$out/latency.svg"
+        check speed-service speed service "${models[@]}" --dtype bf16,f32 --measure batch,cold-start --repeats 5 --peers
+        check speed-bf16 speed bf16 "${models[@]:0:2}" $(shape char-256) --dtype bf16 --measure decode,context --repeats 10
+        check speed-f32 speed f32 "${models[@]}" $(shape char-128) $(shape char-256) --dtype f32 --measure decode,context --repeats 10
+        check speed-large speed large $(shape gpt2-xl) --dtype bf16 --measure prefill,decode,context --repeats 3
         ;;
     repeat)
         check repeat-functional repeat 50 bundle/functional

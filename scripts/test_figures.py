@@ -95,7 +95,7 @@ class Figures(unittest.TestCase):
         files = {f"{name}.log": text for name, text in self.logs.items()}
         files |= {f"{name}.json": json.dumps(getattr(self, name)) for name in ("functional", "memory")}
         files |= {"speed-f32.json": json.dumps(self.speed), "latency.svg": "<svg xmlns='http://www.w3.org/2000/svg'></svg>"}
-        files |= {f"speed-{name}.json": json.dumps(self.other_speed) for name in ("bf16", "service")}
+        files |= {f"speed-{name}.json": json.dumps(self.other_speed) for name in ("peers", "bf16", "large", "service")}
         for name, text in files.items():
             if name != without:
                 (self.folder / name).write_text(text)
