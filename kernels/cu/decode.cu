@@ -118,7 +118,7 @@ struct Decoder {
 #pragma unroll
         for (u32 done = 0; done < UNITS; done += HELD) {
             u32 next = done + HELD;
-            if (next % EACH == 0 && next < UNITS) reader.release<PRODUCT>();
+            if (next % EACH == 0 && next < UNITS) reader.release<PRODUCT>(held[done / HELD % 2]);
             if (next < UNITS) load(next, held[next / HELD % 2]);
 #pragma unroll
             for (int i = 0; i < int(HELD); i++) {

@@ -67,10 +67,22 @@ struct Reader {
         return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
     }
 
-    // Gives it back: every lane has read it.
+    // Gives it back: every lane has read it, and what it read last is in its registers. An arrival does not wait for loads under way, so it is made
+    // to depend on their values; no weight is a NaN.
+    template <u32 PRODUCT, u32 HELD> __device__ void release(const Four<Element> (&read)[HELD]) {
+        bool here = false;
+#pragma unroll
+        for (int i = 0; i < int(HELD); i++) here |= read[i].values().x == read[i].values().x;
+        give_back<PRODUCT>(__any_sync(ALL_LANES, here));
+    }
+    // The same where all that was read has been used.
     template <u32 PRODUCT> __device__ void release() {
         __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&s.empty[Window::STATIC ? PRODUCT : slot]));
+        give_back<PRODUCT>(true);
+    }
+
+    template <u32 PRODUCT> __device__ void give_back(bool read) {
+        if (read && threadIdx.x % WARP == 0) barrier_arrive(shared_address(&s.empty[Window::STATIC ? PRODUCT : slot]));
         if (Window::STATIC) {
             if (PRODUCT == DOWN_PRODUCT) parity ^= 1;
         } else if (++slot == Window::SLOTS) {
