@@ -231,8 +231,8 @@ def sanitizer(tools: dict[str, Sanitizer | None]) -> str:
     """compute-sanitizer's own words, and whether they are good ones."""
     rows = [[tool, *sanitizer_cells(tool, found)] for tool, found in tools.items()]
     return (
-        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU; racecheck watches a generated text in "
-        "ranges of launches, a process each, that together cover it.\n\n"
+        "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU, but for whole texts and the longest cases of models; racecheck is "
+        "without models, since what decodes a text in one launch does not end under it.\n\n"
         + table(["tool", "trials passed", "failed", "what it says", "verdict"], rows, 1, 3)
     )  # fmt: skip
 

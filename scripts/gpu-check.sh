@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Everything that must hold on a GPU, from a checkout with a bundle (scripts/bundle.sh --binaries-only) and no Rust: both suites with
-# the GPU required, compute-sanitizer's four tools over the functional suite, and decoding timed beside PyTorch in the same run.
+# the GPU required, compute-sanitizer's four tools over the functional suite, and what bench measures, PyTorch beside it in the same run.
 #
-# Usage: scripts/gpu-check.sh OUT [suites|sanitizer|racecheck|speed|repeat]...     (all of them)
+# Usage: scripts/gpu-check.sh OUT [suites|sanitizer|racecheck|texts|speed|repeat]...     (all of them)
 # Leaves its figures as JSON under OUT; scripts/figures.py makes docs/ of them. Exits non-zero if anything failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/gpu-check.sh OUT [PART]...}
 shift
-parts=${*:-suites sanitizer racecheck speed repeat}
+parts=${*:-suites sanitizer racecheck texts speed repeat}
 mkdir -p "$out"
 export TOUCHSTONE_REQUIRE_CUDA=1
 failed=0
@@ -34,23 +34,22 @@ repeat() {
     done
 }
 
-# Under racecheck a trial of 256 generated tokens takes minutes, and 2 to 6 MB of host memory for each launch checked. Each such trial runs
-# once for each of these ranges of launches (the number of the first; the last range is open), beside all the other trials. The ranges are
-# shorter where the context is full and every token takes a pass over all of it.
+# What takes minutes under the sanitizer, which slows a kernel by one to three orders of magnitude: whole texts, and the longest cases of models.
+long=(--skip generate/ --skip gpt/trained --skip gpt/drawn_256 --skip gpt/drawn_1600)
+
+# Under racecheck a text of 256 tokens takes minutes step by step, and 2 to 6 MB of host memory for each launch checked; one made in a single launch
+# does not end. So each such trial by steps runs once for each of these ranges of launches (the number of the first; the last range is open).
 range_starts=(0 4000 8000 8500 9000 21000 21500 22000)
 
-racecheck() {
+texts() {
     local logs code
     logs=$(mktemp -d)
-    {
-        echo "0 0 cuda --skip generate/"
-        bundle/functional --list | sed -n 's/^\(generate.* cuda.*\): test$/\1/p' | while read -r trial; do
-            for i in "${!range_starts[@]}"; do
-                first=${range_starts[i]} next=${range_starts[i + 1]:-}
-                echo "$first $((next ? next - first : 0)) --exact '$trial'"
-            done
+    bundle/functional --list | sed -nE 's/^(generate.* cuda.* (steps|plain)): test$/\1/p' | while read -r trial; do
+        for i in "${!range_starts[@]}"; do
+            first=${range_starts[i]} next=${range_starts[i + 1]:-}
+            echo "$first $((next ? next - first : 0)) --exact '$trial'"
         done
-    } | xargs -P 5 -L 1 sh -c '
+    done | xargs -P 5 -L 1 sh -c '
         log=$(mktemp -p "$0") skip=$1 count=$2
         shift 2
         compute-sanitizer --tool racecheck --launch-skip "$skip" --launch-count "$count" --error-exitcode 9 \
@@ -81,13 +80,17 @@ for part in $parts; do
         check memory env TOUCHSTONE_REPORT="$out/memory.json" bundle/memory
         ;;
     sanitizer)
-        # Only the GPU's own trials: the sanitizer sees no host code, and each tool slows a launch by an order of magnitude or two.
+        # Only the GPU's own trials: the sanitizer sees no host code.
         for tool in "memcheck --leak-check full" initcheck synccheck; do
-            check "sanitizer-${tool%% *}" compute-sanitizer --tool $tool --error-exitcode 9 bundle/functional cuda
+            check "sanitizer-${tool%% *}" compute-sanitizer --tool $tool --error-exitcode 9 bundle/functional cuda "${long[@]}"
         done
         ;;
     racecheck)
-        check sanitizer-racecheck racecheck
+        # Without models: what decodes a text in one launch does not end under it.
+        check sanitizer-racecheck compute-sanitizer --tool racecheck --error-exitcode 9 bundle/functional cuda --skip generate/ --skip gpt/
+        ;;
+    texts)
+        check racecheck-texts texts
         ;;
     speed)
         # PyTorch takes minutes to prepare: it stands beside one model of each size.
