@@ -60,6 +60,7 @@ pub fn checks(case: &Arc<Case>) -> Result<Vec<Check>> {
     let targets = Target::ALL.into_iter().filter(|target| target.takes(case.dtype));
     Ok(targets
         .flat_map(|target| modes.iter().map(move |&mode| Check { case: Arc::clone(case), target, mode }))
+        .filter(|check| check.target.is_cuda() || check.mode.differs_on_host())
         .collect())
 }
 

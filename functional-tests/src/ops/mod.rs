@@ -52,6 +52,12 @@ impl Mode {
         }
     }
 
+    /// Whether it is a way of its own on a host, which has nothing that decodes but its fused verbs.
+    #[must_use]
+    pub fn differs_on_host(self) -> bool {
+        !matches!(self, Self::Grid | Self::Steps)
+    }
+
     /// The path of the backend that it takes.
     #[must_use]
     pub fn path(self) -> Path {
