@@ -14,7 +14,7 @@ from touchstone_reference.writer import CaseWriter, write_cases
 FIELDS = {"format", "op", "case", "dtype", "seed", "config", "tensors", "generator"}
 STORED_AS = {"f32": np.float32, "bf16": np.float32, "u32": np.uint32, "f64": np.float64}
 # Clones and downloads stay small.
-TOTAL_BYTES_MAX = 10_500_000
+TOTAL_BYTES_MAX = 13_000_000
 
 
 def test_every_op_has_cases_in_both_precisions() -> None:
@@ -54,14 +54,16 @@ def test_the_folder_is_what_the_manifest_says(name: str) -> None:
 
 
 def check_file(folder: Path, entry: dict, shape: list[int], kind: type) -> None:
-    """Checksum, `.npy` version 1.0, C order, little endian, finite."""
+    """Checksum, `.npy` version 1.0, C order, little endian, finite but for what is masked."""
     data = (folder / entry["file"]).read_bytes()
     assert hashlib.sha256(data).hexdigest() == entry["sha256"]
     assert data[:8] == b"\x93NUMPY\x01\x00"
     assert b"'fortran_order': False" in data[:128]
     array = np.load(folder / entry["file"], allow_pickle=False)
     assert array.dtype == np.dtype(kind).newbyteorder("<") and list(array.shape) == shape
-    assert np.isfinite(array).all()
+    # Masked logits are minus infinity; nothing else is.
+    masked = np.isneginf(array) if "masked" in folder.name and entry.get("role") == "input" else False
+    assert (np.isfinite(array) | masked).all()
 
 
 def a_case(name: str = "plain_f32") -> CaseWriter:
