@@ -14,7 +14,7 @@ SHAPES = {
     "odd": (2, 9, 30, 5, 73, 1e-2),
     "one_token": (17, 1, 21, 3, 50, 2e-2),
     # Rows of whole vectors, in more than one tile of a few rows, and tiles that are not full.
-    "whole_vectors": (3, 7, 72, 3, 136, 1e-2),
+    "whole_vectors": (3, 7, 72, 9, 136, 1e-2),
 }
 
 
