@@ -62,43 +62,54 @@ class EagerAttention(nn.Module):
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 a mode generates other tokens, 2 bad usage or input, 3 no such device."""
-    args = parse()
+    """Exit codes: 0 done, 1 a mode computes something else, 2 bad usage or input, 3 no such device."""
+    return report(parse(), measure)
+
+
+def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace], dict]) -> int:
+    """Prints what was measured, or why nothing was; see `main` for the exit code."""
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             print("error: --device cuda: PyTorch sees no CUDA GPU", file=sys.stderr)
             return 3
-        report = measure(args)
+        measured = measure(args)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except WrongTokens as error:
         print(f"wrong tokens: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(report, indent=2))
+    print(json.dumps(measured, indent=2))
     return 0
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The command line that all peers share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", type=Path, help="model folder")
     source.add_argument("--config", type=Path, help="a config.json; weights are random")
     option("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    option("--temperature", type=float, default=0.8)
+    option("--top-k", type=int, default=40)
+    option("--repeats", type=int, default=20, help="timed runs a row")
+    option("--warmup", type=int, default=3, help="untimed runs before them")
+    option("--threads", type=int, help="CPU threads (default: PyTorch's own choice)")
+    option("--seed", type=int, default=1)
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = options(__doc__)
+    option = parser.add_argument
     option("--dtypes", default="f32", help="comma-separated: f32, bf16")
     option("--modes", help=f"comma-separated: {', '.join(MODES)} (default: all on CUDA, without compiled on the CPU)")
     option("--prompt", default="\n", help="text to start from, for a model folder")
     option("--new-tokens", type=int, default=100)
-    option("--temperature", type=float, default=0.8)
-    option("--top-k", type=int, default=40)
-    option("--repeats", type=int, default=20, help="timed generations a row")
-    option("--warmup", type=int, default=3, help="untimed generations before them")
-    option("--threads", type=int, help="CPU threads (default: PyTorch's own choice)")
     option("--formulations", default="explicit", help=f"comma-separated ways to write the compiled step: {', '.join(FORMULATIONS)}")
     option("--inductor", choices=("default", "coordinate-descent"), default="coordinate-descent", help="tuning of the compiled mode")
-    option("--seed", type=int, default=1)
     return parser.parse_args()
 
 

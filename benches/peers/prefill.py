@@ -8,7 +8,6 @@ CUDA, the rate of one large matrix product stands beside: what the device can do
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -30,38 +29,14 @@ MATRIX = 8192
 
 def main() -> int:
     """Exit codes as those of decode.py."""
-    args = parse()
-    try:
-        if args.device == "cuda" and not torch.cuda.is_available():
-            print("error: --device cuda: PyTorch sees no CUDA GPU", file=sys.stderr)
-            return 3
-        report = measure(args)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except decode.WrongTokens as error:
-        print(f"wrong logits: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(report, indent=2))
-    return 0
+    return decode.report(parse(), measure)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    option = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, help="model folder")
-    source.add_argument("--config", type=Path, help="a config.json; weights are random")
-    option("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    option("--dtype", choices=tuple(decode.DTYPES), default="f32")
-    option("--lengths", default="16,64,256,1024", help="comma-separated: tokens of the prompts")
-    option("--temperature", type=float, default=0.8)
-    option("--top-k", type=int, default=40)
-    option("--repeats", type=int, default=20, help="timed passes a row")
-    option("--warmup", type=int, default=3, help="untimed passes before them")
-    option("--threads", type=int, help="CPU threads (default: PyTorch's own choice)")
-    option("--seed", type=int, default=1)
+    parser = decode.options(__doc__)
+    parser.add_argument("--dtype", choices=tuple(decode.DTYPES), default="f32")
+    parser.add_argument("--lengths", default="16,64,256,1024", help="comma-separated: tokens of the prompts")
     args = parser.parse_args()
     args.prompt = "\n"
     return args

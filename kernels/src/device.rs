@@ -135,8 +135,8 @@ impl Device {
         self.bind()?;
         let mut attribute = no_attribute();
         let config = launch.config(self.stream(), self.info().compute.0, &mut attribute);
-        // SAFETY: the stream belongs to this context; the rest is the caller's promise.
         let code =
+            // SAFETY: the stream belongs to this context; the rest is the caller's promise.
             unsafe { sys::cuLaunchKernelEx(&config, function, args.as_mut_ptr(), std::ptr::null_mut()) };
         check(name, code.result())
     }

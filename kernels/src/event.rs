@@ -41,8 +41,8 @@ impl Event {
     /// The driver's, also for an event never recorded.
     pub fn microseconds_since(&self, earlier: &Event) -> Result<f64> {
         self.device.synchronize()?;
-        // SAFETY: both events are live.
         let milliseconds =
+            // SAFETY: both events are live.
             check("cuEventElapsedTime", unsafe { result::event::elapsed(earlier.handle, self.handle) })?;
         Ok(f64::from(milliseconds) * 1e3)
     }
