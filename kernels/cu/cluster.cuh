@@ -38,3 +38,6 @@ __device__ inline void fetch(u32 address, const void *from, u32 bytes, u32 barri
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address), "l"(from),
                  "r"(bytes), "r"(barrier) : "memory");
 }
+
+// Orders what was stored before, by this thread and those it has waited for, in front of the copies that it starts.
+__device__ inline void order_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }

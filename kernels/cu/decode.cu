@@ -8,353 +8,179 @@
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
 // Grid: one cluster of N blocks, each of 8 warps that compute and one that fills the window. Needs sm_90. Deterministic.
 // Launcher: src/decoder/cluster.rs.
-#include "decode_keys.cuh"
-#include "decode_window.cuh"
+#include "decode_attention.cuh"
+#include "gelu_rounded.cuh"
 
-struct DecodeArguments {
-    const char *stream;     // decode_pack.cu
-    const float *constants; // [N][CONSTANTS]
-    const Element *token, *position;
-    Element *keys[LAYERS], *values[LAYERS]; // [H, P, D]
-    float *logits;
-    u32 *tokens;
-    Cursor *cursor;
-    volatile u64 *outbox;
-    OutboxState *state;
-    u32 slots, steps;
-    float eps;
-};
-static_assert(sizeof(DecodeArguments) == 8 * (11 + 2 * LAYERS), "DecodeArguments are laid out in Rust");
+__device__ inline float gelu(float x) { return sizeof(Element) == 2 ? gelu_rounded(x) : 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
-__device__ inline float gelu_exact(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
-
-// The warps that compute meet.
-__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
-
-// A warp that computes.
-struct Decoder {
-    const DecodeArguments &a;
-    Shared &s;
-    Reader reader;
-    const u32 rank, warp, lane;
-    u32 parities = 0;        // of the handoffs awaited next
-    float mean = 0, own = 0; // of the last norm; the residual's row that this lane sums
-    Four<Element> head_rows[HEAD_ROWS][C / CHUNK];
-
-    __device__ Decoder(const DecodeArguments &a, Shared &s)
-        : a(a), s(s), reader(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP) {
-        if (HEAD_HELD) load_head();
-    }
-    __device__ void load_head() {
-#pragma unroll
-        for (int r = 0; r < int(HEAD_ROWS); r++) {
-            const Element *row = a.token + u64(min(first_row(rank, warp, HEAD_ROWS) + r, V - 1)) * C;
-#pragma unroll
-            for (int c = 0; c < int(C / CHUNK); c++) head_rows[r][c] = reinterpret_cast<const Four<Element> *>(row)[c * WARP + lane];
-        }
-    }
-
-    // ---- handoffs ----
-
-    __device__ u32 base() const { return shared_address(&s); }
-
-    // What one brings to a block.
-    static __device__ constexpr u32 bytes(u32 handoff) {
-        return handoff == QKV      ? 3 * D * sizeof(float)
-               : handoff == CORE   ? S * C * sizeof(Element) + S * H * sizeof(Mass)
-               : handoff == HIDDEN ? F * sizeof(Element)
-               : handoff == LOGITS ? V * sizeof(float)
-                                   : C * sizeof(float);
-    }
-    __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
-    __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }
-
-    // Waits for a handoff and makes its barrier ready for the next.
-    template <u32 HANDOFF> __device__ void await() {
-        barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
-        parities ^= 1u << HANDOFF;
-        if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
-    }
-
-    // Sends R rows that a warp has summed (see `spread_sum`) to all blocks: to `buffer`, the first row's place.
-    template <u32 HANDOFF, u32 R> __device__ void broadcast(float value, const float *buffer) const {
-        u32 row = lane % LANES<R>, at = offset(buffer + row);
-#pragma unroll
-        for (u32 i = 0; i < (N * LANES<R> + WARP - 1) / WARP; i++) {
-            u32 to = lane / LANES<R> + i * (WARP / LANES<R>), there = in_block(base(), to);
-            if (row < R && to < N) send(there + at, value, there + barrier(HANDOFF));
-        }
-    }
-    // The same in bfloat16, two rows a word: lanes of even rows send to every other block, those of odd rows to the rest.
-    template <u32 HANDOFF, u32 R> __device__ void broadcast(float value, const bf16 *buffer) const {
-        static_assert(R % 2 == 0, "rows come in pairs");
-        constexpr u32 GROUPS = WARP / LANES<R>;
-        u32 row = lane % LANES<R>, odd = row % 2, mine = from_float<bf16>(value).bits, other = __shfl_xor_sync(ALL_LANES, mine, 1);
-        u32 word = odd ? mine << 16 | other : other << 16 | mine, at = offset(buffer + row - odd);
-#pragma unroll
-        for (u32 i = 0; i < (N + 2 * GROUPS - 1) / (2 * GROUPS); i++) {
-            u32 to = lane / LANES<R> + (2 * i + odd) * GROUPS, there = in_block(base(), to);
-            if (row < R && to < N) send(there + at, word, there + barrier(HANDOFF));
-        }
-    }
-
-    // ---- products ----
-
-    // sum[r] += row r of the product times x, for this lane's columns; chunk c of x is x(c). The first weights are in registers before
-    // `await_x`. The last part of the window is not given back yet: `reader.release`, once the result is on its way.
-    template <u32 PRODUCT, u32 R, u32 K, typename X, typename Await>
-    __device__ void product(float (&sum)[R], X x, Await await_x) {
-        constexpr u32 UNITS = R * (K / CHUNK), EACH = Window::bytes(PRODUCT) / UNIT;
-        constexpr u32 HELD = divisor_up_to(EACH, sizeof(Element) == 2 || C > 256 ? 9 : 6);
-        Four<Element> held[2][HELD];
-        const Four<Element> *part;
-        auto load = [&](u32 unit, Four<Element>(&to)[HELD]) {
-            if (unit % EACH == 0) part = reinterpret_cast<const Four<Element> *>(reader.await<PRODUCT>()) + lane;
-#pragma unroll
-            for (int i = 0; i < int(HELD); i++) to[i] = part[(unit % EACH + i) * WARP];
-        };
-        load(0, held[0]);
-        await_x();
-#pragma unroll
-        for (u32 done = 0; done < UNITS; done += HELD) {
-            u32 next = done + HELD;
-            if (next % EACH == 0 && next < UNITS) reader.release<PRODUCT>(held[done / HELD % 2]);
-            if (next < UNITS) load(next, held[next / HELD % 2]);
-#pragma unroll
-            for (int i = 0; i < int(HELD); i++) {
-                int r = (done + i) % R, c = (done + i) / R;
-                sum[r] = dot4(held[done / HELD % 2][i].values(), x(c), sum[r]);
-            }
-        }
-    }
-
-    __device__ const float *constants(u32 layer) const { return s.constants + layer * LAYER_CONSTANTS; }
-    template <u32 R> __device__ float2 ab(const float *pairs) const {
-        return reinterpret_cast<const float2 *>(pairs)[warp * R + min(lane % LANES<R>, R - 1)];
-    }
-    // The row of the residual that this lane sums: of its warp's, of all.
-    __device__ u32 own_row() const { return min(lane % LANES<OUT_ROWS>, OUT_ROWS - 1); }
-
-    __device__ void embed(Row &row, u32 token, u32 position);
-    __device__ void attention(Row &row, u32 layer, u32 past);
-    __device__ void send_qkv(float value) const;
-    __device__ void core(Element *keys, Element *values, Batch (&batches)[AHEAD], u32 past);
-    __device__ void out(u32 layer);
-    __device__ void mlp(u32 layer);
-    __device__ void send_hidden(float value) const;
-    __device__ u32 head(u32 step);
-};
-
-// x = token + position: all of it in every warp.
-__device__ void Decoder::embed(Row &row, u32 token, u32 position) {
-    const Element *held = reinterpret_cast<const Element *>(reinterpret_cast<const char *>(&s) + TABLE_START);
-    const Element *t = (TABLE_HELD ? held : a.token) + u64(token) * C, *p = a.position + u64(position) * C;
+// Waits for the next token's position, by one warp for all that meet it later.
+__device__ void Decoder::await_position() {
+    if (warp < WARPS - 1) return;
     float sum = 0;
+    await<POSITION>();
 #pragma unroll
-    for (int c = 0; c < int(C / CHUNK); c++) {
-        float4 x = load4(t + c * CHUNK + lane * 4), y = load4(p + c * CHUNK + lane * 4);
-        row.x[c] = make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
-        sum += (row.x[c].x + row.x[c].y) + (row.x[c].z + row.x[c].w);
-    }
-    u32 mine = first_row(rank, warp, OUT_ROWS) + own_row();
-    own = to_float(t[mine]) + to_float(p[mine]);
-    mean = warp_sum(sum) * (1.0f / C);
+    for (u32 k = lane; k < C; k += WARP) sum += to_float(s.position[k]);
+    sum = warp_sum(sum);
+    if (lane == 0) s.position_mean = sum * (1.0f / C);
 }
 
-// q, k and v of ln1(x), made by the blocks of their heads or sent to them; there attention. The cache's first rows are on their way meanwhile.
-__device__ void Decoder::attention(Row &row, u32 layer, u32 past) {
-    u32 head = rank / S, part = rank % S;
-    Element *keys = a.keys[layer] + (u64(head) * P + part) * D, *values = a.values[layer] + (u64(head) * P + part) * D;
-    Batch batches[AHEAD];
-    u32 old = (past + S - 1 - part) / S;
-    if (head < H) batches[0].load(keys, values, 0, old);
-    float sum[QKV_ROWS] = {};
-    product<QKV_PRODUCT, QKV_ROWS, C>(sum, [&](int c) { return row.x[c]; }, [&] {
-        if (layer > 0) {
-            await<RESIDUAL>();
-            row.read(s.residual);
-        }
-        row.center(mean, constants(layer) + GAMMA_1);
-    });
-    float value = row.normed(sum, ab<QKV_ROWS>(constants(layer) + QKV_AB), a.eps, mean);
-    if (LOCAL) {
-        if (lane < QKV_ROWS) s.qkv[warp * QKV_ROWS + lane] = value;
-        meet();
-    } else {
-        send_qkv(value);
-    }
-    reader.release<QKV_PRODUCT>();
-    if (head < H) {
-#pragma unroll
-        for (int i = 1; i < int(AHEAD); i++) batches[i].load(keys, values, i * BATCH_KEYS, old);
-        if (!LOCAL) await<QKV>();
-        core(keys, values, batches, past);
-    }
+// One thread has a row of the position embedding fetched for the next token.
+__device__ void Decoder::fetch_position(u32 position) const {
+    if (threadIdx.x > 0) return;
+    fetch(shared_address(s.position), a.position + u64(position) * C, C * sizeof(Element), base() + barrier(POSITION));
 }
 
-// Sends a warp's rows to the blocks of their heads.
-__device__ void Decoder::send_qkv(float value) const {
-    u32 mine = lane % LANES<QKV_ROWS>, r = first_row(rank, warp, QKV_ROWS) + mine, at = offset(s.qkv + r / C * D + r % D);
-#pragma unroll
-    for (u32 i = 0; i < (S * LANES<QKV_ROWS> + WARP - 1) / WARP; i++) {
-        u32 to = lane / LANES<QKV_ROWS> + i * (WARP / LANES<QKV_ROWS>), there = in_block(base(), r % C / D * S + to);
-        if (mine < QKV_ROWS && to < S) send(there + at, value, there + barrier(QKV));
-    }
+// What this token's pick and the next token need, where there is time for it.
+__device__ void Decoder::prepare(u32 step, u32 next, u32 end) const {
+    if (next < end) fetch_position(next);
+    u32 noisy = THREADS - 1 - threadIdx.x; // by the warps that do not finish
+    if (!s.rule.greedy && noisy < V) s.noise[noisy] = gumbel(noisy, step, s.rule);
 }
 
-// softmax(q . keys) values over this block's keys of its head, to all blocks.
-__device__ void Decoder::core(Element *keys, Element *values, Batch (&batches)[AHEAD], u32 past) {
-    u32 head = rank / S, part = rank % S, old = (past + S - 1 - part) / S;
-    bool newest = past % S == part;
-    Weighted weighted(s.qkv);
-#pragma unroll 1
-    for (u32 first = 0; first < old + newest; first += AHEAD * BATCH_KEYS) {
+// x = token + position: each warp leaves its columns for the first norm.
+__device__ void Decoder::embed(u32 token) {
+    constexpr u32 COLUMNS = C / WARPS;
+    const Element *held = reinterpret_cast<const Element *>(reinterpret_cast<const char *>(&s) + TABLE_START);
+    const Element *t = (TABLE_HELD ? held : a.token) + u64(token) * C;
+    shift = s.constants[TOKEN_MEANS + token] + s.position_mean;
 #pragma unroll
-        for (int i = 0; i < int(AHEAD); i++) {
-            u32 here = first + i * BATCH_KEYS;
-            weighted.add(batches[i], here, old, old + newest, s.qkv);
-            if (BATCHES > AHEAD) batches[i].load(keys, values, here + AHEAD * BATCH_KEYS, old);
-        }
+    for (u32 i = 0; i < COLUMNS; i += WARP) {
+        u32 k = warp * COLUMNS + min(i + lane, COLUMNS - 1);
+        float x = to_float(t[k]) + to_float(s.position[k]) - shift;
+        *s.residual.centered(k) = x, *s.residual.scaled(k) = x * s.constants[FIRST_GAMMA + k];
     }
-    weighted.leave(s.part[warp], s.part_mass[warp]);
+#pragma unroll
+    for (int r = 0; r < int(OutSplit::ROWS); r++) {
+        u32 mine = rank * OUT_ROWS + OutSplit::row(r, lane);
+        own[r] = to_float(t[mine]) + to_float(s.position[mine]);
+    }
+    __syncwarp();
+}
+
+// The block's rows of the residual, with a product's sums, to all blocks.
+template <typename Split, u32 HANDOFF>
+__device__ void Decoder::send_residual(const Sums<Split> &sums, const Stream &to, const float *bias, const float *gamma) {
+    sums.leave(s.partial[1]);
     meet();
-    // Over the warps: a warp has an eighth of the channels.
-    constexpr u32 CHANNELS_A_WARP = D / WARPS;
-    u32 first = warp * CHANNELS_A_WARP;
-    int most = NO_SCORE;
-    float mass = 0, sum = 0;
+    if (warp >= FINISHERS) return;
+    float own_bias[OutSplit::ROWS], own_gamma[OutSplit::ROWS];
+    own_constants(own_bias, bias), own_constants(own_gamma, gamma);
 #pragma unroll
-    for (int i = 0; i < int(WARPS); i++) most = max(most, s.part_mass[i].most);
-#pragma unroll
-    for (int i = 0; i < int(WARPS); i++) {
-        Mass theirs = s.part_mass[i];
-        float weight = whole_power(theirs.most - most);
-        mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, s.part[i][first + lane % CHANNELS_A_WARP], sum);
-    }
-    broadcast<CORE, CHANNELS_A_WARP>(sum, s.core[part] + head * D + first);
-    if (warp == 0 && lane < N) {
-        u32 there = in_block(base(), lane);
-        send(there + offset(&s.core_mass[part][head]), __int_as_float(most), mass, there + barrier(CORE));
-    }
-    if (newest && threadIdx.x < 2 * D)
-        (threadIdx.x < D ? keys : values)[u64(old * S) * D + threadIdx.x % D] = from_float<Element>(s.qkv[D + threadIdx.x]);
+    for (u32 r = 0; r < OutSplit::ROWS; r++) own[r] += whole_sum<Split>(s.partial[1], r) + own_bias[r];
+    send_rows<HANDOFF>(to, own_gamma);
 }
 
-// x += out(core): a head's S results merged by their masses.
+// x += out(core).
 __device__ void Decoder::out(u32 layer) {
-    float4 x[C / CHUNK];
-    float sum[OUT_ROWS] = {};
-    product<OUT_PRODUCT, OUT_ROWS, C>(sum, [&](int c) { return x[c]; }, [&] {
+    float4 x[OutSplit::FOURS];
+    auto sums = product<OUT_PRODUCT, OutSplit>(reader, x, [&] {
         await<CORE>();
-#pragma unroll
-        for (int c = 0; c < int(C / CHUNK); c++) {
-            u32 k = c * CHUNK + lane * 4;
-            Mass mass[S];
-            int most = NO_SCORE;
-            float total = 0, weight[S];
-#pragma unroll
-            for (int i = 0; i < int(S); i++) mass[i] = s.core_mass[i][k / D], most = max(most, mass[i].most);
-#pragma unroll
-            for (int i = 0; i < int(S); i++) weight[i] = whole_power(mass[i].most - most), total = fmaf(weight[i], mass[i].mass, total);
-            float inverse = reciprocal(total);
-            x[c] = make_float4(0, 0, 0, 0);
-#pragma unroll
-            for (int i = 0; i < int(S); i++) {
-                float4 v = load4(s.core[i] + k);
-                float w = weight[i] * inverse;
-                x[c] = make_float4(fmaf(w, v.x, x[c].x), fmaf(w, v.y, x[c].y), fmaf(w, v.z, x[c].z), fmaf(w, v.w, x[c].w));
-            }
-        }
+        merge();
+        read(x, s.merged + OutSplit::column(warp, lane));
     });
-    own += spread_sum(sum) + constants(layer)[OUT_BIAS + warp * OUT_ROWS + own_row()];
-    broadcast<MIDDLE, OUT_ROWS>(own, s.middle + first_row(rank, warp, OUT_ROWS));
+    send_residual<OutSplit, MIDDLE>(sums, s.middle, constants(layer) + OUT_BIAS, constants(layer) + GAMMA_2);
     reader.release<OUT_PRODUCT>();
+}
+
+// gelu of the block's rows of up, to all blocks: a warp takes one row a lane to some of the blocks where that comes out even.
+__device__ void Decoder::send_hidden(u32 layer) {
+    constexpr u32 SHARES = FINISHERS % UpSplit::ROWS == 0 ? UpSplit::ROWS : 1, EACH = UpSplit::ROWS / SHARES;
+    Norm norm(s, a.eps);
+    shift += norm.mean;
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        u32 row = warp % SHARES * EACH + i;
+        float hidden = gelu(norm.apply(whole_sum<UpSplit>(s.partial[0], row), ab<UpSplit>(constants(layer) + UP_AB, row)));
+        const Element *place = s.hidden + rank * UP_ROWS + row * UpSplit::ROW_LANES;
+        deliver<HIDDEN, UpSplit::ROW_LANES, N * SHARES / FINISHERS, FINISHERS / SHARES>(hidden, place, warp / SHARES);
+    }
 }
 
 // x += down(gelu(up(ln2(x)))).
 __device__ void Decoder::mlp(u32 layer) {
-    Row row;
-    float sum[UP_ROWS] = {};
-    product<UP_PRODUCT, UP_ROWS, C>(sum, [&](int c) { return row.x[c]; }, [&] {
+    float4 x[UpSplit::FOURS];
+    float moments;
+    auto sums = product<UP_PRODUCT, UpSplit>(reader, x, [&] {
         await<MIDDLE>();
-        row.read(s.middle);
-        row.center(mean, constants(layer) + GAMMA_2);
+        read_stream<UpSplit>(x, s.middle);
+        moments = Norm::moments(s.middle);
     });
-    float hidden = gelu_exact(row.normed(sum, ab<UP_ROWS>(constants(layer) + UP_AB), a.eps, mean));
-    if (HIDDEN_GATHERED) send_hidden(hidden);
-    else broadcast<HIDDEN, UP_ROWS>(hidden, s.hidden + first_row(rank, warp, UP_ROWS));
+    sums.leave(s.partial[0]);
+    Norm::leave(s, moments);
+    meet();
+    if (warp < FINISHERS) send_hidden(layer);
     reader.release<UP_PRODUCT>();
-    float total[OUT_ROWS] = {};
-    auto x = [&](int c) { return load4(s.hidden + c * CHUNK + lane * 4); };
-    product<DOWN_PRODUCT, OUT_ROWS, F>(total, x, [&] { await<HIDDEN>(); });
-    own += spread_sum(total) + constants(layer)[DOWN_BIAS + warp * OUT_ROWS + own_row()];
-    broadcast<RESIDUAL, OUT_ROWS>(own, s.residual + first_row(rank, warp, OUT_ROWS));
+    float4 y[DownSplit::FOURS];
+    auto total = product<DOWN_PRODUCT, DownSplit>(reader, y, [&] {
+        await<HIDDEN>();
+        read(y, s.hidden + DownSplit::column(warp, lane));
+    });
+    send_residual<DownSplit, RESIDUAL>(total, s.residual, constants(layer) + DOWN_BIAS, constants(layer + 1) + GAMMA_1);
     reader.release<DOWN_PRODUCT>();
 }
 
-// Sends the block's rows of hidden together: a warp's store to neighbouring words of one block travels as one.
-__device__ void Decoder::send_hidden(float value) const {
-    constexpr u32 ROWS = WARPS * UP_ROWS, WORDS = ROWS * sizeof(Element) / sizeof(u32);
-    if (lane < UP_ROWS) s.own_hidden[warp * UP_ROWS + lane] = from_float<Element>(value);
+// logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.
+__device__ u32 Decoder::head(bool last) {
+    if (!last) await_position();
+    if (!HEAD_HELD) load_head();
+    await<RESIDUAL>();
+    float4 x[HeadSplit::FOURS];
+    read_stream<HeadSplit>(x, s.residual);
+    float moments = Norm::moments(s.residual);
+    Sums<HeadSplit> sums;
+#pragma unroll
+    for (int i = 0; i < int(HeadSplit::UNITS); i++) sums.add(0, head_rows[i].values(), x[i]);
+    sums.leave(s.partial[0]);
+    Norm::leave(s, moments);
     meet();
+    if (warp < FINISHERS) send_logits();
+    if (warp == 0) pick();
+    meet(); // what was picked is there, and the next product may leave its sums
+    return s.token;
+}
+
+// The block's logits, to all blocks.
+__device__ void Decoder::send_logits() const {
+    Norm norm(s, a.eps);
+    float value = norm.apply(whole_sum<HeadSplit>(s.partial[0], 0), ab<HeadSplit>(s.constants + HEAD_AB, 0));
+    u32 v = rank * HEAD_ROWS + lane % HeadSplit::ROW_LANES, copy = lane / HeadSplit::ROW_LANES;
 #pragma unroll
-    for (u32 i = 0; i < (WORDS + WARP - 1) / WARP; i++) {
-        u32 word = i * WARP + lane;
-        if (word >= WORDS) continue;
-        u32 x = reinterpret_cast<const u32 *>(s.own_hidden)[word], at = offset(s.hidden + rank * ROWS) + word * sizeof(u32);
-#pragma unroll
-        for (u32 to = 0; to < N; to += WARPS) {
-            u32 there = in_block(base(), to + warp);
-            send(there + at, x, there + barrier(HIDDEN));
-        }
+    for (u32 i = 0; i < N / FINISHERS; i += HeadSplit::PARTS) {
+        u32 there = in_block(base(), warp + (i + copy) * FINISHERS);
+        if (v < V && i + copy < N / FINISHERS) send(there + offset(s.logits + v), value, there + barrier(LOGITS));
     }
 }
 
-// logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.
-__device__ u32 Decoder::head(u32 step) {
-    if (!s.rule.greedy && threadIdx.x < V) s.noise[threadIdx.x] = gumbel(threadIdx.x, step, s.rule);
-    if (!HEAD_HELD) load_head();
-    Row row;
-    await<RESIDUAL>();
-    row.read(s.residual);
-    row.center(mean, s.constants + FINAL_GAMMA);
-    float sum[HEAD_ROWS] = {};
-#pragma unroll
-    for (int r = 0; r < int(HEAD_ROWS); r++)
-#pragma unroll
-        for (int c = 0; c < int(C / CHUNK); c++) sum[r] = dot4(head_rows[r][c].values(), row.x[c], sum[r]);
-    float value = row.normed(sum, ab<HEAD_ROWS>(s.constants + HEAD_AB), a.eps, mean);
-    u32 mine = lane % LANES<HEAD_ROWS>, v = first_row(rank, warp, HEAD_ROWS) + mine;
-    if (mine < HEAD_ROWS && v < V)
-        for (u32 to = lane / LANES<HEAD_ROWS>; to < N; to += WARP / LANES<HEAD_ROWS>) {
-            u32 there = in_block(base(), to);
-            send(there + offset(s.logits + v), value, there + barrier(LOGITS));
-        }
-    meet(); // the noise is there
+// Picks the next token: one warp.
+__device__ void Decoder::pick() {
+    constexpr u32 EACH = (V + WARP - 1) / WARP;
     Sampling rule = s.rule;
-    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
+    Scores<EACH, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
     await<LOGITS>();
     scores.read(s.logits);
     u32 token = scores.pick();
-    if (rank == 0 && threadIdx.x < V) a.logits[threadIdx.x] = s.logits[threadIdx.x];
-    return token;
+    if (lane == 0) s.token = token;
+#pragma unroll
+    for (u32 v = lane; v < V; v += WARP)
+        if (rank == 0) a.logits[v] = s.logits[v];
 }
 
 __device__ inline void generate(const DecodeArguments &a, Shared &s) {
     Decoder decoder(a, s);
     u32 past = a.cursor->past, end = past + a.steps, token = a.tokens[0];
     bool speaker = decoder.rank == 0 && threadIdx.x == 0;
+    if (past < end) decoder.fetch_position(past), decoder.await_position(), meet();
 #pragma unroll 1
     for (; past < end; past++) {
-        Row row;
-        decoder.embed(row, token, past);
+        decoder.embed(token);
 #pragma unroll 1
         for (u32 layer = 0; layer < LAYERS; layer++) {
-            decoder.attention(row, layer, past);
+            decoder.attention(layer, past);
+            if (layer == 0) decoder.prepare(s.step + past, past + 1, end);
             decoder.out(layer);
             decoder.mlp(layer);
         }
-        token = decoder.head(s.step + past);
+        token = decoder.head(past + 1 == end);
         if (speaker) a.outbox[(s.issue + past) % a.slots] = u64(s.issue + past + 1) << 32 | token;
     }
     // All blocks have read what changes here: the last logits came from each of them.
@@ -365,9 +191,12 @@ __device__ inline void generate(const DecodeArguments &a, Shared &s) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) ENTRY(decode)(const __grid_constant__ DecodeArguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS + 2 * WARP, 1) ENTRY(decode)(const __grid_constant__ DecodeArguments a) {
     extern __shared__ __align__(128) char memory[];
-    Shared &s = *reinterpret_cast<Shared *>(memory);
+    Shared *start = reinterpret_cast<Shared *>(memory);
+    asm volatile("" : "+l"(start)); // kept in a register, not made again and again from the block's number
+    __builtin_assume(__isShared(start));
+    Shared &s = *start;
     u32 rank = cluster_rank();
     if (threadIdx.x == 0) {
 #pragma unroll
@@ -380,11 +209,18 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) ENTRY(decode)(co
             barrier_init(shared_address(&s.full[i]), 1);
             barrier_init(shared_address(&s.empty[i]), WARPS);
         }
+#pragma unroll 1
+        for (u32 i = 0; i < KEY_SLOTS; i++) {
+            barrier_init(shared_address(&s.keys_full[i]), 1);
+            barrier_init(shared_address(&s.keys_empty[i]), WARPS);
+        }
         publish_barriers();
         s.rule = sampling(V, 0, *a.state);
         s.step = a.cursor->step - a.cursor->past, s.issue = a.state->issued - a.cursor->past;
     }
     for (u32 i = threadIdx.x; i < CONSTANTS; i += blockDim.x) s.constants[i] = a.constants[u64(rank) * CONSTANTS + i];
+    // A weight of 0 must not meet a NaN: rows without a key yet are 0.
+    for (u32 i = threadIdx.x; i < KEY_SLOTS * SLOT_BYTES / 16; i += blockDim.x) reinterpret_cast<uint4 *>(memory + KEYS_START)[i] = make_uint4(0, 0, 0, 0);
     for (u32 i = threadIdx.x; TABLE_HELD && i < V * C / 4; i += blockDim.x)
         reinterpret_cast<Four<Element> *>(memory + TABLE_START)[i] = reinterpret_cast<const Four<Element> *>(a.token)[i];
     __syncthreads();
@@ -394,6 +230,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) ENTRY(decode)(co
     } else if (threadIdx.x == THREADS) {
         const char *stream = a.stream + u64(rank) * LAYERS * LAYER_BYTES * WARPS;
         Window::fill(shared_address(memory + WINDOW_START), shared_address(s.full), shared_address(s.empty), stream, a.steps * LAYERS);
+    } else if (threadIdx.x == THREADS + WARP && rank / S < H) {
+        u32 past = a.cursor->past;
+        fill_keys(s, a.keys, a.values, rank / S, rank % S, past, past + a.steps);
     }
     __syncwarp();
     cluster_barrier(); // a block's shared memory stays until nobody sends to it

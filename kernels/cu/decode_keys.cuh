@@ -1,98 +1,145 @@
-// A block's share of the keys and values of its head, over its lanes. Key j of the block is position j S + its part of the S.
+// A block's share of the keys and values of its head: rounds of BLOCK_KEYS positions, of which each S-th is the block's own. They come through slots of
+// shared memory, which one warp fills ahead; the new token's rows lie by themselves.
 #pragma once
 #include "decode_sums.cuh"
 
-// A lane has eight channels of a key. Keys of a warp and of the block at a time, and how often until the context is full.
-constexpr u32 KEY_LANES = D / 8, WARP_KEYS = WARP / KEY_LANES, BLOCK_KEYS = WARPS * WARP_KEYS;
-constexpr u32 ROUNDS = ((P + S - 1) / S + BLOCK_KEYS - 1) / BLOCK_KEYS;
-// Keys that a lane has in a batch, batches of a full context, and those on the way at once: as many as it has registers for.
-constexpr u32 BATCH_MAX = sizeof(Element) == 2 ? 4 : 2, BATCH = ROUNDS < BATCH_MAX ? ROUNDS : BATCH_MAX, BATCH_KEYS = BATCH * BLOCK_KEYS;
-constexpr u32 BATCHES = (ROUNDS + BATCH - 1) / BATCH, AHEAD = BATCHES < 2 ? 1 : 2;
-
-// Eight channels of a cached row, as they are stored. Read through L2, where the newest rows are.
-template <typename T> struct Eight;
-template <> struct Eight<float> {
-    float4 raw[2] = {};
-    __device__ void load(const float *p) {
-        raw[0] = __ldcg(reinterpret_cast<const float4 *>(p)), raw[1] = __ldcg(reinterpret_cast<const float4 *>(p) + 1);
-    }
-    __device__ void round(const float *p) { raw[0] = load4(p), raw[1] = load4(p + 4); }
-    __device__ float4 half(int i) const { return raw[i]; }
+// Two neighbouring channels.
+template <typename T> struct Pair;
+template <> struct Pair<float> {
+    typedef float2 Raw;
+    static __device__ Raw load(const float *p) { return *reinterpret_cast<const float2 *>(p); }
+    static __device__ float2 values(Raw raw) { return raw; }
 };
-template <> struct Eight<bf16> {
-    uint4 raw = {};
-    __device__ void load(const bf16 *p) { raw = __ldcg(reinterpret_cast<const uint4 *>(p)); }
-    __device__ void round(const float *p) {
-        float4 low = load4(p), high = load4(p + 4);
-        raw = make_uint4(pack(low.x, low.y), pack(low.z, low.w), pack(high.x, high.y), pack(high.z, high.w));
-    }
-    __device__ float4 half(int i) const { return unpack4(i == 0 ? make_uint2(raw.x, raw.y) : make_uint2(raw.z, raw.w)); }
+template <> struct Pair<bf16> {
+    typedef u32 Raw;
+    static __device__ Raw load(const bf16 *p) { return *reinterpret_cast<const u32 *>(p); }
+    static __device__ float2 values(Raw raw) { return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u)); }
 };
 
-// Rows of the cache that a lane holds: a batch of them, from key `first` of the block on.
-struct Batch {
-    Eight<Element> key[BATCH], value[BATCH];
+// The first position of a round of a part of the S.
+__device__ inline u32 first_position(u32 round, u32 part) { return (round * S + part) * BLOCK_KEYS; }
 
-    static __device__ u32 index(u32 first, int i) {
-        return first + i * BLOCK_KEYS + threadIdx.x / WARP * WARP_KEYS + threadIdx.x % WARP / KEY_LANES;
+// Slots in turn, one for each round of each layer that the context has come to.
+struct KeySlot {
+    u32 slot = 0, parity = 0;
+
+    __device__ void advance() {
+        if (++slot == KEY_SLOTS) slot = 0, parity ^= 1;
     }
-    // Loads those of the block's `old` cached keys, which begin at `keys` and `values`. Others are 0.
-    __device__ void load(const Element *keys, const Element *values, u32 first, u32 old) {
-        u32 channel = threadIdx.x % KEY_LANES * 8;
+    static __device__ char *at(Shared &s, u32 slot) { return reinterpret_cast<char *>(&s) + KEYS_START + slot * 2 * KEY_BYTES; }
+};
+
+// Fills the slots for positions `past` to `end`, by one thread: `keys` and `values` are those of each layer, [H, P, D].
+__device__ inline void fill_keys(Shared &s, Element *const *keys, Element *const *values, u32 head, u32 part, u32 past, u32 end) {
+    KeySlot at;
+#pragma unroll 1
+    for (; past < end; past++)
+#pragma unroll 1
+        for (u32 layer = 0; layer < LAYERS; layer++)
+#pragma unroll 1
+            for (u32 round = 0; first_position(round, part) <= past; round++, at.advance()) {
+                u32 full = shared_address(&s.keys_full[at.slot]), to = shared_address(KeySlot::at(s, at.slot));
+                u32 first = first_position(round, part), bytes = min(past - min(past, first), BLOCK_KEYS) * D * sizeof(Element);
+                barrier_await(shared_address(&s.keys_empty[at.slot]), at.parity ^ 1);
+                order_copies(); // the last token's rows were stored by other threads
+                barrier_expect(full, 2 * bytes);
+                if (bytes == 0) continue;
+                u64 from = (u64(head) * P + first) * D;
+                fetch(to, keys[layer] + from, bytes, full), fetch(to + KEY_BYTES, values[layer] + from, bytes, full);
+            }
+}
+
+// Keys and values of a round that a lane has: as they are stored, 16 bytes and two channels at a time.
+struct Rows {
+    static constexpr u32 WIDE = 16 / sizeof(Element), TIMES = 16 / WIDE; // channels of 16 bytes, and how many times that of a key
+    uint4 key[TIMES];
+    typename Pair<Element>::Raw value[VALUES];
+
+    static __device__ u32 lane() { return threadIdx.x % WARP; }
+    static __device__ u32 group() { return lane() / KEY_LANES; }
+    // Where the lane's channels of time `i` begin: another order in neighbouring rows, so that a warp reads all banks.
+    static __device__ u32 channel(u32 i) {
+        constexpr u32 ROWS_A_LINE = D * sizeof(Element) < 128 ? 128 / (D * sizeof(Element)) : 1;
+        return ((i + group() / ROWS_A_LINE) % TIMES * KEY_LANES + lane() % KEY_LANES) * WIDE;
+    }
+    static __device__ u32 value_channel() { return lane() % VALUE_LANES * 2; }
+    // Which of the warp's keys value `i` belongs to.
+    static __device__ u32 value_key(u32 i) { return i * VALUE_PARTS + lane() / VALUE_LANES; }
+
+    // From a slot.
+    __device__ void load(const char *slot) {
+        const Element *keys = reinterpret_cast<const Element *>(slot) + threadIdx.x / WARP * GROUPS * D, *values = keys + KEY_BYTES / sizeof(Element);
+        load_key(keys + group() * D);
 #pragma unroll
-        for (int i = 0; i < int(BATCH); i++) {
-            u32 j = index(first, i);
-            key[i] = {}, value[i] = {};
-            if (j >= old) continue;
-            key[i].load(keys + u64(j * S) * D + channel);
-            value[i].load(values + u64(j * S) * D + channel);
-        }
+        for (int i = 0; i < int(VALUES); i++) value[i] = Pair<Element>::load(values + value_key(i) * D + value_channel());
     }
-    // Puts the new token's key and value, of `qkv`, in their place: key `j` of the block.
-    __device__ void insert(u32 first, u32 j, const float *qkv) {
-        const float *channel = qkv + threadIdx.x % KEY_LANES * 8;
-        Eight<Element> k, v;
-        k.round(channel + D), v.round(channel + 2 * D);
+    __device__ void load_key(const Element *row) {
 #pragma unroll
-        for (int i = 0; i < int(BATCH); i++)
-            if (index(first, i) == j) key[i] = k, value[i] = v;
+        for (int i = 0; i < int(TIMES); i++) key[i] = *reinterpret_cast<const uint4 *>(row + channel(i));
+    }
+    // Puts the new token's value in the place of number `newest` of the warp's.
+    __device__ void insert(const Element *row, u32 newest) {
+        auto fresh = Pair<Element>::load(row + value_channel());
+#pragma unroll
+        for (int i = 0; i < int(VALUES); i++)
+            if (value_key(i) == newest) value[i] = fresh;
+    }
+    // Four channels of a key, number `i` of those that the lane has.
+    __device__ float4 four(int i) const {
+        uint4 r = key[i / (WIDE / 4)];
+        if (sizeof(Element) == 4) return make_float4(__uint_as_float(r.x), __uint_as_float(r.y), __uint_as_float(r.z), __uint_as_float(r.w));
+        return unpack4(i % 2 == 0 ? make_uint2(r.x, r.y) : make_uint2(r.z, r.w));
     }
 };
 
-// Softmax-weighted values so far: a lane has eight channels, over the keys that it saw.
+// Softmax-weighted values so far: a lane has two channels, of every key of its warp or of every other.
 struct Weighted {
+    Shared &s;
     int most = NO_SCORE;
-    float mass = 0, sum[8] = {};
-    float4 q[2];
+    float mass = 0, sum[2] = {}; // of those keys
+    float4 q[4];
 
-    // With q of the head.
-    __device__ Weighted(const float *qkv) {
-        const float factor = rsqrtf(float(D)) * 1.4426950408889634f; // to powers of two
+    // With q of the head, made for scores in powers of two.
+    __device__ Weighted(Shared &s) : s(s) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float4 x = load4(qkv + threadIdx.x % KEY_LANES * 8 + 4 * half);
-            q[half] = make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
-        }
+        for (int i = 0; i < 4; i++) q[i] = load4(s.q + Rows::channel(i / (Rows::WIDE / 4)) + i % (Rows::WIDE / 4) * 4);
     }
 
-    // Adds the keys of a batch, of which `old` are cached and the next, up to `count`, is the new token's in `qkv`: q, k and v.
-    __device__ void add(Batch &batch, u32 first, u32 old, u32 count, const float *qkv) {
-        u32 base = first + threadIdx.x / WARP * WARP_KEYS;
-        if (base >= count) return;
-        if (old < count && (old - base) % BLOCK_KEYS < WARP_KEYS) batch.insert(first, old, qkv);
-        float score[BATCH], largest = MINUS_INFINITY;
+    // Adds the warp's keys of a round, from position `first` on; position `past` is the new token's.
+    __device__ void add(Rows &rows, u32 first, u32 past) {
+        if (first > past) return;
+        u32 newest = past - first;
+        if (Rows::group() == newest) rows.load_key(s.newest[0]);
+        float dot[4];
 #pragma unroll
-        for (int i = 0; i < int(BATCH); i++) {
-            float dot = dot4(q[0], batch.key[i].half(0), 0.0f) + dot4(q[1], batch.key[i].half(1), 0.0f);
+        for (int i = 0; i < 4; i++) dot[i] = dot4(q[i], rows.four(i), 0.0f);
+        float score = sum_over<1, KEY_LANES>((dot[0] + dot[1]) + (dot[2] + dot[3]));
+        if (Rows::group() > newest) score = MINUS_INFINITY;
+        // Relative to the lane's own bound, while that of the warp is searched for.
+        int bound = score_bound(score);
+        float p = power_of_two(score - float(bound));
+        rescale(__reduce_max_sync(ALL_LANES, bound));
+        rows.insert(s.newest[1], newest);
+        float(&weights)[WARP] = s.weight[threadIdx.x / WARP];
+        weights[Rows::group() % VALUE_PARTS * VALUES + Rows::group() / VALUE_PARTS] = p * whole_power(bound - most);
+        __syncwarp();
+        add_values(rows, weights + Rows::lane() / VALUE_LANES * VALUES);
+        if (ROUNDS > 1) __syncwarp();
+    }
+    __device__ void add_values(const Rows &rows, const float *weights) {
+        float p[VALUES], low[2] = {}, high[2] = {};
 #pragma unroll
-            for (int lanes = KEY_LANES / 2; lanes > 0; lanes /= 2) dot += __shfl_xor_sync(ALL_LANES, dot, lanes);
-            score[i] = Batch::index(first, i) < count ? dot : MINUS_INFINITY;
-            largest = fmaxf(largest, score[i]);
+        for (int i = 0; i < int(VALUES); i += 4) {
+            float4 x = load4(weights + i);
+            p[i] = x.x, p[i + 1] = x.y, p[i + 2] = x.z, p[i + 3] = x.w;
         }
-        rescale(__reduce_max_sync(ALL_LANES, score_bound(largest)));
 #pragma unroll
-        for (int i = 0; i < int(BATCH); i++)
-            add(power_of_two(score[i] - float(most)), batch.value[i].half(0), batch.value[i].half(1));
+        for (int i = 0; i < int(VALUES); i++) {
+            float2 v = Pair<Element>::values(rows.value[i]);
+            low[i % 2] = fmaf(p[i], v.x, low[i % 2]), high[i % 2] = fmaf(p[i], v.y, high[i % 2]);
+        }
+        sum[0] += low[0] + low[1], sum[1] += high[0] + high[1];
+        mass += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
     }
 
     // Makes the sums relative to the larger bound.
@@ -100,35 +147,22 @@ struct Weighted {
         bound = max(most, bound);
         float shrink = whole_power(most - bound);
         most = bound;
-        if (BATCHES == 1) return;
-        mass *= shrink;
-#pragma unroll
-        for (int c = 0; c < 8; c++) sum[c] *= shrink;
-    }
-    __device__ void add(float p, float4 low, float4 high) {
-        mass += p;
-        sum[0] = fmaf(p, low.x, sum[0]), sum[1] = fmaf(p, low.y, sum[1]), sum[2] = fmaf(p, low.z, sum[2]), sum[3] = fmaf(p, low.w, sum[3]);
-        sum[4] = fmaf(p, high.x, sum[4]), sum[5] = fmaf(p, high.y, sum[5]), sum[6] = fmaf(p, high.z, sum[6]), sum[7] = fmaf(p, high.w, sum[7]);
+        if (ROUNDS == 1) return;
+        mass *= shrink, sum[0] *= shrink, sum[1] *= shrink;
     }
 
-    // Sums over the warp's keys and leaves the D channels at `part`, and their mass.
-    __device__ void leave(float *part, Mass &to) {
-        u32 lane = threadIdx.x % WARP;
-#pragma unroll
-        for (int step = 1; 1 << step <= int(WARP_KEYS); step++) {
-            // Of lanes with the same channels, each keeps half of what it holds, until one channel is left.
-            const int lanes = WARP >> step, half = 8 >> step;
-            bool upper = lane & lanes;
-            mass += __shfl_xor_sync(ALL_LANES, mass, lanes);
-#pragma unroll
-            for (int c = 0; c < half; c++) {
-                float low = sum[c], high = sum[c + half];
-                sum[c] = (upper ? high : low) + __shfl_xor_sync(ALL_LANES, upper ? low : high, lanes);
-            }
+    // Leaves the D channels over the warp's keys, and their mass.
+    __device__ void leave() const {
+        float *part = s.part[threadIdx.x / WARP], whole = mass;
+        if constexpr (VALUE_PARTS == 1) {
+            *reinterpret_cast<float2 *>(part + Rows::lane() * 2) = make_float2(sum[0], sum[1]);
+        } else {
+            bool upper = Rows::lane() >= VALUE_LANES;
+            float other = __shfl_xor_sync(ALL_LANES, upper ? sum[0] : sum[1], VALUE_LANES);
+            whole += __shfl_xor_sync(ALL_LANES, mass, VALUE_LANES);
+            part[Rows::value_channel() + upper] = (upper ? sum[1] : sum[0]) + other;
         }
-        constexpr u32 KEPT = 8 / WARP_KEYS;
-#pragma unroll
-        for (int c = 0; c < int(KEPT); c++) part[lane % KEY_LANES * 8 + lane / KEY_LANES * KEPT + c] = sum[c];
-        if (lane == 0) to = {most, mass};
+        if (Rows::lane() == 0) s.part_mass[threadIdx.x / WARP] = {most, whole};
     }
 };
+static_assert(VALUES == 8, "a lane has the values of eight keys");

@@ -17,49 +17,80 @@ typedef float Element;
 
 constexpr u32 C = CHANNELS, H = HEADS, D = C / H, F = WIDTH, P = CONTEXT, V = VOCAB, N = CLUSTER, S = SPLIT;
 // Warps that compute; one more fills the window.
-constexpr u32 WARPS = 8, THREADS = WARPS * WARP, TEAM = N * WARPS;
-// A lane holds four neighbouring elements of every 128.
+constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
+// Of them those that finish what all have summed up, and send it: fewer than all, so that they do not wait for each other's loads.
+constexpr u32 FINISHERS = 4;
+// Of a warp at once: four neighbouring elements a lane.
 constexpr u32 CHUNK = 4 * WARP, UNIT = CHUNK * sizeof(Element);
-static_assert(C % TEAM == 0 && F % (2 * TEAM) == 0 && C % CHUNK == 0 && F % CHUNK == 0, "rows and columns are spread evenly");
+static_assert(C % (WARPS * N) == 0 && F % (2 * WARPS * N) == 0 && C % CHUNK == 0 && F % CHUNK == 0, "rows and columns are spread evenly");
 static_assert(H * S <= N && (D == 32 || D == 64), "a head is shared by S blocks of its own");
-static_assert(V <= 2 * TEAM && V <= 8 * WARP, "a warp has two rows of the head, a lane eight logits");
+static_assert(V <= 2 * WARPS * N && V <= 8 * WARP, "a lane has eight logits");
 
-// ---- rows of each product that a warp owns ----
+__device__ constexpr u32 common_divisor(u32 a, u32 b) { return b == 0 ? a : common_divisor(b, a % b); }
+__device__ constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
+
+// ---- rows of each product that a block owns ----
 
 // A small cluster's blocks each make all of q, k and v of their head, although S blocks make the same: that is sooner done than handed over.
 constexpr bool LOCAL = N <= 8 && H * S == N;
-constexpr u32 QKV_ROWS = LOCAL ? 3 * D / WARPS : 3 * C / TEAM, OUT_ROWS = C / TEAM, UP_ROWS = F / TEAM, HEAD_ROWS = (V + TEAM - 1) / TEAM;
+constexpr u32 QKV_ROWS = LOCAL ? 3 * D : 3 * C / N, OUT_ROWS = C / N, UP_ROWS = F / N, HEAD_ROWS = ceil_power(V > 8 * N ? (V + N - 1) / N : 8);
 
 // A row of q, then k, then v: row `r` of block `rank`.
-__device__ constexpr u32 qkv_index(u32 rank, u32 r) { return LOCAL ? r / D * C + rank / S * D + r % D : rank * WARPS * QKV_ROWS + r; }
-// The first row of a warp that owns `rows` of each product's rows. In the head it may be V or more: then there is no such row.
-__device__ constexpr u32 first_row(u32 rank, u32 warp, u32 rows) { return (rank * WARPS + warp) * rows; }
+__device__ constexpr u32 qkv_index(u32 rank, u32 r) { return LOCAL ? r / D * C + rank / S * D + r % D : rank * QKV_ROWS + r; }
 
-// Whether a warp's rows of the head stay in registers over all tokens.
-constexpr bool HEAD_HELD = HEAD_ROWS * C * sizeof(Element) <= 1024;
-// Whether a block gathers its rows of hidden and sends them together: where there are many, for many blocks.
-constexpr bool HIDDEN_GATHERED = N > WARPS && F > 1024;
+// How a block multiplies R rows of K columns. Each warp has an eighth of the columns. Its lanes have one each of the rows, or ROWS,
+// ROW_LANES apart, and where there are too few for all lanes, a part of the warp's columns: FOURS times four neighbours.
+template <u32 R, u32 K> struct Split {
+    static constexpr u32 ROW_LANES = common_divisor(R, WARP), PARTS = WARP / ROW_LANES, ROWS = R / ROW_LANES;
+    static constexpr u32 COLUMNS = K / WARPS, LANE_COLUMNS = COLUMNS / PARTS, FOURS = LANE_COLUMNS / 4, UNITS = ROWS * FOURS;
+    static_assert(LANE_COLUMNS % 4 == 0, "a lane's columns come in fours");
+
+    static __device__ u32 column(u32 warp, u32 lane) { return warp * COLUMNS + lane / ROW_LANES * LANE_COLUMNS; }
+    static __device__ u32 row(u32 i, u32 lane) { return i * ROW_LANES + lane % ROW_LANES; }
+};
+typedef Split<QKV_ROWS, C> QkvSplit;
+typedef Split<OUT_ROWS, C> OutSplit;
+typedef Split<UP_ROWS, C> UpSplit;
+typedef Split<OUT_ROWS, F> DownSplit;
+typedef Split<HEAD_ROWS, C> HeadSplit;
+__device__ constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+// Whether a lane's share of the head stays in registers over all tokens.
+constexpr bool HEAD_HELD = C * sizeof(Element) <= 512;
+constexpr u32 ROWS_MAX = larger(larger(QkvSplit::ROWS, OutSplit::ROWS), larger(UpSplit::ROWS, HeadSplit::ROWS));
+
+// ---- keys (decode_keys.cuh) ----
+
+// A lane has sixteen channels of a key, a group of lanes the key. Keys of the block at once, and how often until the context is full.
+constexpr u32 KEY_LANES = D / 16, GROUPS = WARP / KEY_LANES, BLOCK_KEYS = WARPS * GROUPS, ROUNDS = (P + S * BLOCK_KEYS - 1) / (S * BLOCK_KEYS);
+// Of values a lane has two neighbouring channels: VALUES keys, every one of its warp's or every other.
+constexpr u32 VALUE_LANES = D / 2, VALUE_PARTS = WARP / VALUE_LANES, VALUES = GROUPS / VALUE_PARTS;
+// Whether the first round's are in registers before q is there: where these suffice.
+constexpr bool KEYS_EARLY = C <= 256;
+// The keys of a round; as many values.
+constexpr u32 KEY_BYTES = BLOCK_KEYS * D * sizeof(Element);
 
 // ---- a warp's weights of a layer, in the order of their use (decode_pack.cu): bytes ----
 
 enum Product { QKV_PRODUCT, OUT_PRODUCT, UP_PRODUCT, DOWN_PRODUCT, PRODUCTS };
-constexpr u32 QKV_BYTES = QKV_ROWS * C * sizeof(Element), OUT_BYTES = OUT_ROWS * C * sizeof(Element),
-              UP_BYTES = UP_ROWS * C * sizeof(Element), DOWN_BYTES = OUT_ROWS * F * sizeof(Element),
+constexpr u32 QKV_BYTES = QkvSplit::UNITS * UNIT, OUT_BYTES = OutSplit::UNITS * UNIT, UP_BYTES = UpSplit::UNITS * UNIT,
+              DOWN_BYTES = DownSplit::UNITS * UNIT,
               LAYER_BYTES = QKV_BYTES + OUT_BYTES + UP_BYTES + DOWN_BYTES;
 
 // ---- a block's constants: float32, kept in shared memory ----
 
-// Of a layer: gamma of both norms, a and b of every row behind a norm (decode_sums.cuh), the biases of the other rows. Then
-// gamma of the last norm, and a and b of the head's rows.
-constexpr u32 GAMMA_1 = 0, GAMMA_2 = C, QKV_AB = 2 * C, UP_AB = QKV_AB + 2 * WARPS * QKV_ROWS, OUT_BIAS = UP_AB + 2 * WARPS * UP_ROWS,
-              DOWN_BIAS = OUT_BIAS + WARPS * OUT_ROWS, LAYER_CONSTANTS = DOWN_BIAS + WARPS * OUT_ROWS;
-constexpr u32 FINAL_GAMMA = LAYERS * LAYER_CONSTANTS, HEAD_AB = FINAL_GAMMA + C, CONSTANTS = HEAD_AB + 2 * WARPS * HEAD_ROWS;
+// Of a layer: gamma of both norms for the block's rows of the residual, a and b of every row behind a norm (decode_sums.cuh), the biases of
+// the other rows. Then the same of the head, gamma of the first norm for all columns, and the mean of each token's embedding.
+constexpr u32 GAMMA_1 = 0, GAMMA_2 = OUT_ROWS, QKV_AB = 2 * OUT_ROWS, UP_AB = QKV_AB + 2 * QKV_ROWS, OUT_BIAS = UP_AB + 2 * UP_ROWS,
+              DOWN_BIAS = OUT_BIAS + OUT_ROWS, LAYER_CONSTANTS = DOWN_BIAS + OUT_ROWS;
+constexpr u32 FINAL_GAMMA = LAYERS * LAYER_CONSTANTS, HEAD_AB = FINAL_GAMMA + OUT_ROWS, FIRST_GAMMA = HEAD_AB + 2 * HEAD_ROWS,
+              TOKEN_MEANS = FIRST_GAMMA + C, CONSTANTS = TOKEN_MEANS + V;
+static_assert(FINAL_GAMMA % LAYER_CONSTANTS == GAMMA_1, "the last norm's gamma stands where the first one of a next layer would");
 static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we do");
 
 // ---- shared memory ----
 
-// The handoffs. Each has a barrier and a buffer.
-enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, HIDDEN, LOGITS, HANDOFFS };
+// The handoffs, and a row of the position embedding. Each has a barrier and a buffer.
+enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, HIDDEN, LOGITS, POSITION, HANDOFFS };
 constexpr u32 SLOTS_MAX = 32;
 
 // A softmax so far: its mass relative to 2^most. `most` is a whole number and not below any score, so that sums of different parts of the keys
@@ -69,26 +100,48 @@ struct Mass {
     float mass;
 };
 
+// A row of the residual before a norm as its blocks send it: less a number near its mean, times gamma and as it is.
+struct Stream {
+    float values[N][2][OUT_ROWS];
+
+    __device__ float *scaled(u32 column) { return &values[column / OUT_ROWS][0][column % OUT_ROWS]; }
+    __device__ float *centered(u32 column) { return scaled(column) + OUT_ROWS; }
+};
+
 // What lies in front.
 struct Shared {
     u64 arrived[HANDOFFS];
     u64 full[SLOTS_MAX], empty[SLOTS_MAX]; // of the window's slots
-    alignas(16) float residual[C];
-    alignas(16) float qkv[3 * D];    // of this block's head
-    alignas(16) Element core[S][C];  // weighted values of each part of the keys, with the largest score and the mass of each head
+    u64 keys_full[ROUNDS], keys_empty[ROUNDS]; // of the slots of keys
+    alignas(16) Stream residual, middle;   // between layers, and between the sublayers
+    alignas(16) float q[D];                // of this block's head
+    alignas(16) Element newest[2][D];      // key and value of the new token
+    alignas(16) Element core[S][C];        // weighted values of each part of the keys, with the largest score and the mass of each head
     Mass core_mass[S][H];
-    alignas(16) float middle[C];     // the residual between the sublayers
-    alignas(16) Element hidden[F], own_hidden[F / N]; // of all blocks; of this one, gathered
+    alignas(16) float merged[C];    // of all parts
+    alignas(16) Element position[C]; // of the next token
+    alignas(16) Element hidden[F];
     alignas(16) float logits[V], noise[V];
-    alignas(16) float part[WARPS][D]; // of this block's keys, warp by warp
+    alignas(16) float partial[2][WARPS][ROWS_MAX][WARP]; // sums of a product and of the next one, warp by warp
+    alignas(16) float2 moments[WARPS];                   // of the row before a norm
+    alignas(16) float weight[WARPS][WARP];               // of a warp's keys
+    alignas(16) float part[WARPS][D];                    // of this block's keys, warp by warp
     alignas(16) Mass part_mass[WARPS];
     Sampling rule;
+    float position_mean; // of the next token's position
+    u32 token;           // the last pick
     u32 step, issue; // the pick at position p is number step + p of its generation, and issue + p of the outbox
     alignas(16) float constants[CONSTANTS];
 };
-// Behind that the token embedding, where a whole layer's weights fit beside it, and then the window.
+// Behind that the token embedding, where a whole layer's weights fit beside it, slots of keys and values, and then the window.
 constexpr u32 TABLE_START = (sizeof(Shared) + 127) / 128 * 128, TABLE_BYTES = (V * C * sizeof(Element) + 127) / 128 * 128;
-constexpr bool TABLE_HELD = TABLE_START + TABLE_BYTES + LAYER_BYTES * WARPS <= SHARED_BYTES;
-constexpr u32 WINDOW_START = TABLE_START + (TABLE_HELD ? TABLE_BYTES : 0);
+constexpr u32 SLOT_BYTES = 2 * KEY_BYTES, LAYER_AND_SLOT = LAYER_BYTES * WARPS + SLOT_BYTES;
+constexpr bool TABLE_HELD = TABLE_START + TABLE_BYTES + LAYER_AND_SLOT <= SHARED_BYTES, LAYER_HELD = TABLE_START + LAYER_AND_SLOT <= SHARED_BYTES;
+constexpr u32 KEYS_START = TABLE_START + (TABLE_HELD ? TABLE_BYTES : 0);
+constexpr u32 SLOTS_FITTING = LAYER_HELD ? (SHARED_BYTES - KEYS_START - LAYER_BYTES * WARPS) / SLOT_BYTES : C > 256 ? 1 : 2;
+// No more than layers, so that a token's keys are fetched after the token before has added its own.
+__device__ constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
+constexpr u32 KEY_SLOTS = smaller(smaller(SLOTS_FITTING, ROUNDS), LAYERS);
+constexpr u32 WINDOW_START = KEYS_START + KEY_SLOTS * SLOT_BYTES;
 // Of the window, for each warp.
 constexpr u32 WINDOW_BYTES = (SHARED_BYTES - WINDOW_START) / WARPS / 128 * 128;

@@ -11,27 +11,19 @@ __device__ inline const Element *qkv_row(const LayerWeights &w, u32 r) {
     return (r < C ? w.q : r < 2 * C ? w.k : w.v) + u64(r % C) * C;
 }
 
-// Row and column of element `i` of a warp's `rows` rows, in the order of use: chunk by chunk, of all its rows.
-struct Place {
-    u32 row, column;
-    __device__ Place(u32 i, u32 rows) : row(i / CHUNK % rows), column(i / CHUNK / rows * CHUNK + i % CHUNK) {}
-};
-__device__ inline Element element(const Element *weight, Place place, u32 first, u32 columns) {
-    return weight[u64(first + place.row) * columns + place.column];
+// Element `i` of a warp's part of a product, in the order of use: by fours of columns, of all rows of a lane. `row_of(r)` is row r of the block.
+template <typename Split, typename RowOf> __device__ Element element(u32 warp, u32 i, RowOf row_of) {
+    u32 unit = i / CHUNK, lane = i % CHUNK / 4;
+    return row_of(Split::row(unit % Split::ROWS, lane))[Split::column(warp, lane) + unit / Split::ROWS * 4 + i % 4];
 }
 
 // Element `i` of a warp's layer.
 __device__ inline Element streamed(const LayerWeights &w, u32 rank, u32 warp, u32 i) {
-    if (i < QKV_ROWS * C) {
-        Place place(i, QKV_ROWS);
-        return qkv_row(w, qkv_index(rank, warp * QKV_ROWS + place.row))[place.column];
-    }
-    i -= QKV_ROWS * C;
-    if (i < OUT_ROWS * C) return element(w.out, Place(i, OUT_ROWS), first_row(rank, warp, OUT_ROWS), C);
-    i -= OUT_ROWS * C;
-    if (i < UP_ROWS * C) return element(w.up, Place(i, UP_ROWS), first_row(rank, warp, UP_ROWS), C);
-    i -= UP_ROWS * C;
-    return element(w.down, Place(i, OUT_ROWS), first_row(rank, warp, OUT_ROWS), F);
+    constexpr u32 SIZE = sizeof(Element), OUT = QKV_BYTES / SIZE, UP = OUT + OUT_BYTES / SIZE, DOWN = UP + UP_BYTES / SIZE;
+    if (i < OUT) return element<QkvSplit>(warp, i, [&](u32 r) { return qkv_row(w, qkv_index(rank, r)); });
+    if (i < UP) return element<OutSplit>(warp, i - OUT, [&](u32 r) { return w.out + u64(rank * OUT_ROWS + r) * C; });
+    if (i < DOWN) return element<UpSplit>(warp, i - UP, [&](u32 r) { return w.up + u64(rank * UP_ROWS + r) * C; });
+    return element<DownSplit>(warp, i - DOWN, [&](u32 r) { return w.down + u64(rank * OUT_ROWS + r) * F; });
 }
 
 // Grid (N * WARPS): a block of 256 threads packs a warp's rows.
@@ -57,18 +49,19 @@ __device__ inline void norm_row(float *ab, const Element *row, const Element *ga
 // Grid (N): a block of 256 threads makes the constants of a layer for one of decode.cu.
 extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_constants)(float *all, const __grid_constant__ LayerWeights w, u32 layer) {
     u32 rank = blockIdx.x, warp = threadIdx.x / WARP;
-    float *mine = all + u64(rank) * CONSTANTS + layer * LAYER_CONSTANTS;
-    for (u32 i = threadIdx.x; i < C; i += blockDim.x) mine[GAMMA_1 + i] = to_float(w.norm_1[i]), mine[GAMMA_2 + i] = to_float(w.norm_2[i]);
-    for (u32 i = warp; i < WARPS * QKV_ROWS; i += WARPS)
-        norm_row(mine + QKV_AB + 2 * i, qkv_row(w, qkv_index(rank, i)), w.norm_1, w.norm_1_bias, 0.0f);
-    for (u32 i = warp; i < WARPS * UP_ROWS; i += WARPS) {
-        u32 r = first_row(rank, 0, UP_ROWS) + i;
-        norm_row(mine + UP_AB + 2 * i, w.up + u64(r) * C, w.norm_2, w.norm_2_bias, to_float(w.up_bias[r]));
+    float *mine = all + u64(rank) * CONSTANTS, *here = mine + layer * LAYER_CONSTANTS;
+    for (u32 i = warp; i < QKV_ROWS; i += WARPS) norm_row(here + QKV_AB + 2 * i, qkv_row(w, qkv_index(rank, i)), w.norm_1, w.norm_1_bias, 0.0f);
+    for (u32 i = warp; i < UP_ROWS; i += WARPS) {
+        u32 r = rank * UP_ROWS + i;
+        norm_row(here + UP_AB + 2 * i, w.up + u64(r) * C, w.norm_2, w.norm_2_bias, to_float(w.up_bias[r]));
     }
-    for (u32 i = threadIdx.x; i < WARPS * OUT_ROWS; i += blockDim.x) {
-        u32 r = first_row(rank, 0, OUT_ROWS) + i;
-        mine[OUT_BIAS + i] = to_float(w.out_bias[r]), mine[DOWN_BIAS + i] = to_float(w.down_bias[r]);
+    for (u32 i = threadIdx.x; i < OUT_ROWS; i += blockDim.x) {
+        u32 r = rank * OUT_ROWS + i;
+        here[GAMMA_1 + i] = to_float(w.norm_1[r]), here[GAMMA_2 + i] = to_float(w.norm_2[r]);
+        here[OUT_BIAS + i] = to_float(w.out_bias[r]), here[DOWN_BIAS + i] = to_float(w.down_bias[r]);
     }
+    if (layer > 0) return;
+    for (u32 i = threadIdx.x; i < C; i += blockDim.x) mine[FIRST_GAMMA + i] = to_float(w.norm_1[i]);
 }
 
 // Grid (N): the same for the head.
@@ -76,7 +69,13 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     ENTRY(decode_head)(float *all, const Element *gamma, const Element *beta, const Element *token) {
     u32 rank = blockIdx.x, warp = threadIdx.x / WARP;
     float *mine = all + u64(rank) * CONSTANTS;
-    for (u32 i = threadIdx.x; i < C; i += blockDim.x) mine[FINAL_GAMMA + i] = to_float(gamma[i]);
-    for (u32 i = warp; i < WARPS * HEAD_ROWS; i += WARPS)
-        norm_row(mine + HEAD_AB + 2 * i, token + u64(min(first_row(rank, 0, HEAD_ROWS) + i, V - 1)) * C, gamma, beta, 0.0f);
+    for (u32 i = threadIdx.x; i < OUT_ROWS; i += blockDim.x) mine[FINAL_GAMMA + i] = to_float(gamma[rank * OUT_ROWS + i]);
+    for (u32 i = warp; i < HEAD_ROWS; i += WARPS)
+        norm_row(mine + HEAD_AB + 2 * i, token + u64(min(rank * HEAD_ROWS + i, V - 1)) * C, gamma, beta, 0.0f);
+    for (u32 i = warp; i < V; i += WARPS) {
+        float sum = 0;
+        for (u32 k = threadIdx.x % WARP; k < C; k += WARP) sum += to_float(token[u64(i) * C + k]);
+        sum = warp_sum(sum);
+        if (threadIdx.x % WARP == 0) mine[TOKEN_MEANS + i] = sum * (1.0f / C);
+    }
 }

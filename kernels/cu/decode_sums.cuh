@@ -1,8 +1,8 @@
-// Sums over the lanes of a warp, many at once, and LayerNorm by way of them.
+// Sums over the lanes of a warp and over the warps, and LayerNorm by way of them.
 #pragma once
 #include "decode_layout.cuh"
 
-// 2^x for x <= 0, and 1 / x: to about 1e-7 of the result, without the slow paths of their ends.
+// 2^x for x <= 0, 1 / x and its root: to about 1e-7 of the result, without the slow paths of their ends.
 __device__ inline float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -13,94 +13,64 @@ __device__ inline float reciprocal(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+__device__ inline float reciprocal_root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 constexpr int NO_SCORE = -(1 << 30);
 __device__ inline int score_bound(float largest) { return max(__float2int_ru(largest), NO_SCORE); }
 // 2^n for n <= 0, or 0.
 __device__ inline float whole_power(int n) { return __int_as_float(max(n + 127, 0) << 23); }
 
-__device__ constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
-
-// After `spread_sum` of R values, lane l has the sum of value l % LANES<R>.
-template <u32 R> constexpr u32 LANES = ceil_power(R);
-
-// Two sums that every lane gets.
-struct Moments {
-    float sum, squares;
-
-    __device__ void add_lane(int lanes) {
-        float their_sum = __shfl_xor_sync(ALL_LANES, sum, lanes), their_squares = __shfl_xor_sync(ALL_LANES, squares, lanes);
-        sum += their_sum, squares += their_squares;
-    }
-};
-struct NoMoments {
-    __device__ void add_lane(int) {}
-};
-
-// Halves the values that a lane holds by handing the other half to the lane R / 2 away, until one is left; the moments go along.
-template <int R, typename M> __device__ float fold(const float (&values)[R], M &moments) {
-    if constexpr (R == 1) {
-        return values[0];
-    } else {
-        bool upper = threadIdx.x & R / 2;
-        float half[R / 2];
+// The sum over the lanes that differ in bits from `FIRST` up to below `LAST`.
+template <u32 FIRST, u32 LAST> __device__ float sum_over(float x) {
 #pragma unroll
-        for (int i = 0; i < R / 2; i++) {
-            float low = values[i], high = values[i + R / 2];
-            half[i] = (upper ? high : low) + __shfl_xor_sync(ALL_LANES, upper ? low : high, R / 2);
-        }
-        moments.add_lane(R / 2);
-        return fold(half, moments);
-    }
-}
-
-// The sums over all lanes of R values a lane, and of the moments.
-template <u32 R, typename M> __device__ float spread_sum(const float (&values)[R], M &moments) {
-    float padded[LANES<R>];
-#pragma unroll
-    for (int i = 0; i < int(LANES<R>); i++) padded[i] = i < int(R) ? values[i] : 0.0f;
-    float x = fold(padded, moments);
-#pragma unroll
-    for (int lanes = LANES<R>; lanes < WARP; lanes *= 2) {
-        x += __shfl_xor_sync(ALL_LANES, x, lanes);
-        moments.add_lane(lanes);
-    }
+    for (u32 lanes = FIRST; lanes < LAST; lanes *= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
     return x;
 }
-template <u32 R> __device__ float spread_sum(const float (&values)[R]) {
-    NoMoments none;
-    return spread_sum(values, none);
-}
 
-// A row of x as a warp holds it, with its LayerNorm: row r of a product is (dot(gamma x, row r) - mean a_r) / deviation + b_r, where a_r is the
-// product of gamma with the row, b_r that of beta, and the bias.
-struct Row {
-    float4 x[C / CHUNK];
-    Moments moments;
+// LayerNorm. Row r of a product behind it is (dot(gamma x, row r) - mean a_r) / deviation + b_r, where a_r is the product of gamma with the row, b_r
+// that of beta, and the bias; x is less a shift, which keeps the moments exact where the mean is large.
+struct Norm {
+    float mean, scale;
 
-    __device__ void read(const float *from) {
+    // The sum of x over the columns of a warp, in half of the lanes, and that of its squares.
+    static __device__ float moments(Stream &x) {
+        constexpr u32 COLUMNS = C / WARPS;
+        u32 first = threadIdx.x / WARP * COLUMNS, lane = threadIdx.x % WARP;
+        bool upper = lane >= WARP / 2;
+        float sum = 0;
+        if constexpr (COLUMNS == WARP / 2) {
+            float value = *x.centered(first + lane % COLUMNS);
+            sum = upper ? value * value : value;
+        } else {
+            float squares = 0;
 #pragma unroll
-        for (int c = 0; c < int(C / CHUNK); c++) x[c] = load4(from + c * CHUNK + threadIdx.x % WARP * 4);
-    }
-
-    // Subtracts `shift`, a mean from before, which keeps the moments exact where the mean is large, and multiplies by gamma.
-    __device__ void center(float shift, const float *gamma) {
-        moments = {};
-#pragma unroll
-        for (int c = 0; c < int(C / CHUNK); c++) {
-            float4 g = load4(gamma + c * CHUNK + threadIdx.x % WARP * 4);
-            x[c] = make_float4(x[c].x - shift, x[c].y - shift, x[c].z - shift, x[c].w - shift);
-            moments.sum += (x[c].x + x[c].y) + (x[c].z + x[c].w);
-            moments.squares = dot4(x[c], x[c], moments.squares);
-            x[c] = make_float4(x[c].x * g.x, x[c].y * g.y, x[c].z * g.z, x[c].w * g.w);
+            for (u32 i = 0; i < COLUMNS; i += WARP) {
+                float value = i + lane < COLUMNS ? *x.centered(first + i + lane) : 0.0f;
+                sum += value, squares = fmaf(value, value, squares);
+            }
+            sum = (upper ? squares : sum) + __shfl_xor_sync(ALL_LANES, upper ? sum : squares, WARP / 2);
         }
+        return sum_over<1, WARP / 2>(sum);
     }
-
-    // The rows' products from the lanes' parts of them; `shift` becomes the mean.
-    template <u32 R> __device__ float normed(const float (&parts)[R], float2 ab, float eps, float &shift) {
-        float dot = spread_sum(parts, moments), mean = moments.sum * (1.0f / C);
-        float scale = rsqrtf(fmaxf(moments.squares * (1.0f / C) - mean * mean, 0.0f) + eps);
-        shift += mean;
-        return fmaf(scale, fmaf(-mean, ab.x, dot), ab.y);
+    // Leaves them for all warps to see after they have met.
+    static __device__ void leave(Shared &s, float moments) {
+        u32 lane = threadIdx.x % WARP;
+        if (lane % (WARP / 2) == 0) reinterpret_cast<float *>(s.moments + threadIdx.x / WARP)[lane / (WARP / 2)] = moments;
     }
+    // From those of all warps.
+    __device__ Norm(const Shared &s, float eps) {
+        float4 two[WARPS / 2];
+#pragma unroll
+        for (int i = 0; i < int(WARPS / 2); i++) two[i] = *reinterpret_cast<const float4 *>(s.moments + 2 * i);
+        static_assert(WARPS == 8, "as many sums");
+        float sum = ((two[0].x + two[0].z) + (two[1].x + two[1].z)) + ((two[2].x + two[2].z) + (two[3].x + two[3].z));
+        float squares = ((two[0].y + two[0].w) + (two[1].y + two[1].w)) + ((two[2].y + two[2].w) + (two[3].y + two[3].w));
+        mean = sum * (1.0f / C);
+        scale = reciprocal_root(fmaxf(fmaf(squares, 1.0f / C, -mean * mean), 0.0f) + eps);
+    }
+    __device__ float apply(float dot, float2 ab) const { return fmaf(scale, fmaf(-mean, ab.x, dot), ab.y); }
 };

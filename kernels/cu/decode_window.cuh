@@ -1,12 +1,11 @@
 // A block's window of shared memory onto its stream of weights. One warp fills it ahead by bulk copies, the others read.
 //
-// The stream runs through all layers and begins anew with the next token. It comes in parts; within a part, every warp's rows lie together. Where a
-// layer fits into the window, a part is a whole product and has a place of its own, filled with the next layer's rows as soon as all
+// The stream runs through all layers and begins anew with the next token. It comes in parts; within a part, every warp's weights lie together. Where
+// a layer fits into the window, a part is a whole product and has a place of its own, filled with the next layer's weights as soon as all
 // warps are done with this layer's (STATIC). Else parts are smaller and of one size, and the window is a ring of them.
 #pragma once
 #include "decode_layout.cuh"
 
-__device__ constexpr u32 common_divisor(u32 a, u32 b) { return b == 0 ? a : common_divisor(b, a % b); }
 // The largest divisor of `n` up to `limit`.
 __device__ constexpr u32 divisor_up_to(u32 n, u32 limit) {
     while (n % limit != 0) limit--;
@@ -19,7 +18,7 @@ struct Window {
     static constexpr u32 SLOT = common_divisor(common_divisor(QKV_BYTES, OUT_BYTES), common_divisor(UP_BYTES, DOWN_BYTES));
     static constexpr u32 FITTING = WINDOW_BYTES / SLOT < SLOTS_MAX ? WINDOW_BYTES / SLOT : SLOTS_MAX;
     static constexpr u32 SLOTS = STATIC ? u32(PRODUCTS) : FITTING, PARTS = STATIC ? u32(PRODUCTS) : LAYER_BYTES / SLOT;
-    static_assert(SLOTS >= 4, "the window is too small for this model");
+    static_assert(SLOTS >= 3, "the window is too small for this model");
 
     // Bytes a warp of a part, and those before it in its layer or, of a slot, in the window.
     static __device__ constexpr u32 bytes(u32 part) {
@@ -59,10 +58,10 @@ struct Reader {
 
     __device__ Reader(const Shared &s) : s(s) {}
 
-    // Waits for the next part, which is of this product, and says where this warp's rows of it lie.
+    // Waits for the next part, which is of this product, and says where this warp's weights of it lie.
     template <u32 PRODUCT> __device__ const char *await() const {
         u32 at = Window::STATIC ? PRODUCT : slot;
-        barrier_await_together(shared_address(&s.full[at]), parity);
+        barrier_await(shared_address(&s.full[at]), parity);
         const char *window = reinterpret_cast<const char *>(&s) + WINDOW_START;
         return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
     }
@@ -75,11 +74,8 @@ struct Reader {
         for (int i = 0; i < int(HELD); i++) here |= read[i].values().x == read[i].values().x;
         give_back<PRODUCT>(__any_sync(ALL_LANES, here));
     }
-    // The same where all that was read has been used.
-    template <u32 PRODUCT> __device__ void release() {
-        __syncwarp();
-        give_back<PRODUCT>(true);
-    }
+    // The same where all that was read has been used, and the warps have met since.
+    template <u32 PRODUCT> __device__ void release() { give_back<PRODUCT>(true); }
 
     template <u32 PRODUCT> __device__ void give_back(bool read) {
         if (read && threadIdx.x % WARP == 0) barrier_arrive(shared_address(&s.empty[Window::STATIC ? PRODUCT : slot]));

@@ -189,8 +189,9 @@ template <u32 HELD, typename Team> struct Scores {
     // Reads the logits: after the wait.
     __device__ void read(const float *logits) {
 #pragma unroll
-        for (u32 j = 0; j < HELD; j++)
-            if (token[j] != NOBODY) score[j] = s.score(logits[token[j]]);
+        for (u32 j = 0; j < HELD; j++) score[j] = logits[min(token[j], s.vocab - 1)];
+#pragma unroll
+        for (u32 j = 0; j < HELD; j++) score[j] = token[j] != NOBODY ? s.score(score[j]) : NOT_A_NUMBER;
     }
 
     // How many scores, NaN apart, reach a key; the masses of those that reach two.

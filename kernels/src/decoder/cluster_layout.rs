@@ -15,10 +15,10 @@ pub struct ClusterLayout {
     split: usize,
 }
 
-/// Warps of a block that compute; one more fills the window.
+/// Warps of a block that compute; two more fetch weights and keys.
 const WARPS: usize = 8;
 /// Threads of a block.
-pub(crate) const THREADS: usize = (WARPS + 1) * 32;
+pub(crate) const THREADS: usize = (WARPS + 2) * 32;
 /// Shared memory of a block, on Hopper and Blackwell the most there is.
 pub(crate) const SHARED_BYTES: usize = 232_448;
 /// Above these a model's rows, constants or cache leave no room for a window of weights.
@@ -74,13 +74,14 @@ impl ClusterLayout {
         self.cluster * self.constants_of_a_block()
     }
 
-    /// `CONSTANTS` of the device code: gammas, a and b of the rows behind a norm, biases of the others.
+    /// `CONSTANTS` of the device code: gammas of a block's rows of the residual, a and b of its rows behind a norm, biases of the others, the first
+    /// norm's gammas, and the tokens' means.
     fn constants_of_a_block(&self) -> usize {
         let ModelShape { channels, width, layers, vocab, .. } = self.shape;
-        let team = self.cluster * WARPS;
-        let rows = |all: usize| WARPS * all.div_ceil(team);
-        let layer = 2 * channels + 2 * rows(self.qkv_rows()) + 2 * rows(width) + 2 * rows(channels);
-        layers * layer + channels + 2 * rows(vocab)
+        let (qkv, residual) = (self.qkv_rows() / self.cluster, channels / self.cluster);
+        let head = vocab.div_ceil(self.cluster).max(8).next_power_of_two();
+        let layer = 2 * residual + 2 * qkv + 2 * (width / self.cluster) + 2 * residual;
+        layers * layer + residual + 2 * head + channels + vocab
     }
 
     /// Blocks of the cluster.
@@ -164,8 +165,8 @@ mod tests {
         let layout = ClusterLayout::new(SMALL, 4).unwrap();
         // q, k and v twice: two blocks share a head.
         assert_eq!(layout.stream_len(), 6 * (7 * 128 * 128 + 2 * 128 * 512));
-        // 64 warps: 12, 8 and 2 rows of q, k, v, of up, and of out and down each; 2 of the head.
-        let block = 6 * (2 * 128 + 8 * (2 * 12 + 2 * 8 + 2 + 2)) + 128 + 8 * 2 * 2;
+        // 8 blocks: 96, 64 and 16 rows of q, k, v, of up, and of out and down each; 16 of the head.
+        let block = 6 * (2 * 16 + 2 * 96 + 2 * 64 + 2 * 16) + 16 + 2 * 16 + 128 + 65;
         assert_eq!(layout.constants_len(), 8 * block);
     }
 }
