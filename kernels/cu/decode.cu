@@ -1,17 +1,24 @@
 // `steps` tokens of one sequence in one launch: a cluster of N blocks runs the whole model and samples, compiled for its dimensions.
 //
-// Every product's rows are spread evenly over the warps of the cluster, and each block streams its rows through a window (decode_window.cuh).
-// What a warp makes goes at once to every block that needs it, by stores that count themselves on the receiver's barrier. A layer is five such
-// handoffs: q, k, v to the blocks of their head, unless these make all of it themselves (LOCAL); attention; the residual; hidden; the residual.
-// LayerNorm is computed by every warp and sampling too; a row of the residual stays with the warp that sums it. A head's keys lie with S blocks,
-// key p with number p % S of them, and the receivers merge the S results.
-// A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
-// Grid: one cluster of N blocks, each of 8 warps that compute and one that fills the window. Needs sm_90. Deterministic.
+// Every product's rows are spread evenly over the blocks, and each block streams its rows through a window (decode_window.cuh). Its warps share the
+// columns: each needs only an eighth of the input, and what they sum up meets in shared memory, which is sooner done than sums over lanes. Four
+// of the warps, FINISHERS, finish what all have summed up and send it: each takes the block's rows to some of the blocks, because what a warp
+// stores into neighbouring words of one block travels as one. These stores count themselves on the receiver's barrier.
+// A layer is five such handoffs: q, k, v to the blocks of their head, unless these make all of it themselves (LOCAL); attention; the residual;
+// hidden; the residual. A row of the residual stays with the block that sums it, and is sent as the norm behind it needs it. A head's keys lie with S
+// blocks, and the receivers merge the S results.
+// A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every block, and a block
+// sends nothing before its warps have met, each with what it has read. What they leave for each other in shared memory alternates between two
+// places, or is read before they meet again.
+// Grid: one cluster of N blocks, each of 8 warps that compute, one that fetches weights and one that fetches keys. Needs sm_90. Deterministic.
+// Files: decode_layout.cuh, what lies where; decode_warp.cuh, a warp and its handoffs; decode_product.cuh; decode_attention.cuh, decode_keys.cuh.
 // Launcher: src/decoder/cluster.rs.
 #include "decode_attention.cuh"
 #include "gelu_rounded.cuh"
 
-__device__ inline float gelu(float x) { return sizeof(Element) == 2 ? gelu_rounded(x) : 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+__device__ inline float gelu(float x) {
+    return sizeof(Element) == 2 ? gelu_rounded(x) : 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+}
 
 // Waits for the next token's position, by one warp for all that meet it later.
 __device__ void Decoder::await_position() {
@@ -220,7 +227,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + 2 * WARP, 1) ENTRY(decode
     }
     for (u32 i = threadIdx.x; i < CONSTANTS; i += blockDim.x) s.constants[i] = a.constants[u64(rank) * CONSTANTS + i];
     // A weight of 0 must not meet a NaN: rows without a key yet are 0.
-    for (u32 i = threadIdx.x; i < KEY_SLOTS * SLOT_BYTES / 16; i += blockDim.x) reinterpret_cast<uint4 *>(memory + KEYS_START)[i] = make_uint4(0, 0, 0, 0);
+    for (u32 i = threadIdx.x; i < KEY_SLOTS * SLOT_BYTES / 16; i += blockDim.x)
+        reinterpret_cast<uint4 *>(memory + KEYS_START)[i] = make_uint4(0, 0, 0, 0);
     for (u32 i = threadIdx.x; TABLE_HELD && i < V * C / 4; i += blockDim.x)
         reinterpret_cast<Four<Element> *>(memory + TABLE_START)[i] = reinterpret_cast<const Four<Element> *>(a.token)[i];
     __syncthreads();

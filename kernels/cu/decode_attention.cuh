@@ -23,7 +23,8 @@ __device__ void Decoder::attention(u32 layer, u32 past) {
     if (rank / S < H) core(layer, past);
 }
 
-// q, k and v of the block's rows from the products: to this block, or to the blocks of their heads. q comes to powers of two, k and v as they are cached.
+// q, k and v of the block's rows from the products, to this block or to the blocks of their heads: q for scores in powers of two, k and v as they
+// are cached. `pair` belongs to the warp's first row.
 __device__ void Decoder::leave_qkv(const float *pairs, float2 pair) {
     const float factor = rsqrtf(float(D)) * 1.4426950408889634f;
     if (warp >= larger(FINISHERS, QkvSplit::ROWS)) return;
@@ -47,13 +48,13 @@ __device__ void Decoder::leave_qkv(const float *pairs, float2 pair) {
 
 // Sends row `r` of q, then k, then v to the blocks of its head; neighbouring rows are with neighbouring lanes.
 __device__ void Decoder::send_qkv(float value, u32 r) const {
-    u32 channel = r % D, at, word = __float_as_uint(value);
+    u32 channel = r % D, word = __float_as_uint(value);
     bool sends = true;
     if (sizeof(Element) == 2) {
         u32 mine = from_float<bf16>(value).bits, other = __shfl_xor_sync(ALL_LANES, mine, 1);
         if (r >= C) word = mine | other << 16, sends = r % 2 == 0;
     }
-    at = r < C ? offset(s.q + channel) : offset(&s.newest[r / C - 1][channel]);
+    u32 at = r < C ? offset(s.q + channel) : offset(&s.newest[r / C - 1][channel]);
 #pragma unroll
     for (u32 to = 0; to < S; to += QkvSplit::PARTS) {
         u32 copy = to + lane / QkvSplit::ROW_LANES, there = in_block(base(), r % C / D * S + copy);
@@ -75,7 +76,8 @@ __device__ void Decoder::core(u32 layer, u32 past) {
     meet();
     if (warp < FINISHERS) send_core(head, part);
     u32 i = THREADS - 1 - threadIdx.x; // of the warps that do not finish
-    if (past / BLOCK_KEYS % S == part && i < 2 * D) (i < D ? a.keys : a.values)[layer][(u64(head) * P + past) * D + i % D] = s.newest[i / D][i % D];
+    if (past / BLOCK_KEYS % S == part && i < 2 * D)
+        (i < D ? a.keys : a.values)[layer][(u64(head) * P + past) * D + i % D] = s.newest[i / D][i % D];
     if (has_keys(0, past)) release_keys(0.0f);
 }
 // Whether this block has a round of keys up to position `past`.
@@ -111,7 +113,10 @@ __device__ void Decoder::send_core(u32 head, u32 part) const {
     for (int i = 0; i < int(WARPS); i++) weight[i] = whole_power(theirs[i].most - most);
     float sum[2] = {}, mass[2] = {};
 #pragma unroll
-    for (int i = 0; i < int(WARPS); i++) sum[i % 2] = fmaf(weight[i], x[i], sum[i % 2]), mass[i % 2] = fmaf(weight[i], theirs[i].mass, mass[i % 2]);
+    for (int i = 0; i < int(WARPS); i++) {
+        sum[i % 2] = fmaf(weight[i], x[i], sum[i % 2]);
+        mass[i % 2] = fmaf(weight[i], theirs[i].mass, mass[i % 2]);
+    }
     deliver<CORE, WARP, COUNT, STRIDE>(sum[0] + sum[1], s.core[part] + head * D + channel, warp / SHARES);
     if (channel == 0 && lane < COUNT) {
         u32 there = in_block(base(), warp / SHARES + lane * STRIDE);

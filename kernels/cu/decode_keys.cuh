@@ -1,5 +1,5 @@
-// A block's share of the keys and values of its head: rounds of BLOCK_KEYS positions, of which each S-th is the block's own. They come through slots of
-// shared memory, which one warp fills ahead; the new token's rows lie by themselves.
+// A block's share of the keys and values of its head: rounds of BLOCK_KEYS positions, of which each S-th is the block's own. They come through
+// slots of shared memory, which one warp fills ahead; the new token's rows lie by themselves.
 #pragma once
 #include "decode_sums.cuh"
 
@@ -40,7 +40,7 @@ __device__ inline void fill_keys(Shared &s, Element *const *keys, Element *const
             for (u32 round = 0; first_position(round, part) <= past; round++, at.advance()) {
                 u32 full = shared_address(&s.keys_full[at.slot]), to = shared_address(KeySlot::at(s, at.slot));
                 u32 first = first_position(round, part), bytes = min(past - min(past, first), BLOCK_KEYS) * D * sizeof(Element);
-                barrier_await(shared_address(&s.keys_empty[at.slot]), at.parity ^ 1);
+                barrier_await_asleep(shared_address(&s.keys_empty[at.slot]), at.parity ^ 1);
                 order_copies(); // the last token's rows were stored by other threads
                 barrier_expect(full, 2 * bytes);
                 if (bytes == 0) continue;

@@ -19,7 +19,7 @@ constexpr u32 C = CHANNELS, H = HEADS, D = C / H, F = WIDTH, P = CONTEXT, V = VO
 // Warps that compute; one more fills the window.
 constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
 // Of them those that finish what all have summed up, and send it: fewer than all, so that they do not wait for each other's loads.
-constexpr u32 FINISHERS = 4;
+constexpr u32 FINISHERS = N <= 8 ? 2 : 4;
 // Of a warp at once: four neighbouring elements a lane.
 constexpr u32 CHUNK = 4 * WARP, UNIT = CHUNK * sizeof(Element);
 static_assert(C % (WARPS * N) == 0 && F % (2 * WARPS * N) == 0 && C % CHUNK == 0 && F % CHUNK == 0, "rows and columns are spread evenly");
@@ -111,14 +111,14 @@ struct Stream {
 // What lies in front.
 struct Shared {
     u64 arrived[HANDOFFS];
-    u64 full[SLOTS_MAX], empty[SLOTS_MAX]; // of the window's slots
+    u64 full[SLOTS_MAX], empty[SLOTS_MAX];     // of the window's slots
     u64 keys_full[ROUNDS], keys_empty[ROUNDS]; // of the slots of keys
-    alignas(16) Stream residual, middle;   // between layers, and between the sublayers
-    alignas(16) float q[D];                // of this block's head
-    alignas(16) Element newest[2][D];      // key and value of the new token
-    alignas(16) Element core[S][C];        // weighted values of each part of the keys, with the largest score and the mass of each head
+    alignas(16) Stream residual, middle;       // between layers, and between the sublayers
+    alignas(16) float q[D];                    // of this block's head
+    alignas(16) Element newest[2][D];          // key and value of the new token
+    alignas(16) Element core[S][C];            // weighted values of each part of the keys, with a bound of its scores and the mass of each head
     Mass core_mass[S][H];
-    alignas(16) float merged[C];    // of all parts
+    alignas(16) float merged[C];     // of all parts
     alignas(16) Element position[C]; // of the next token
     alignas(16) Element hidden[F];
     alignas(16) float logits[V], noise[V];
@@ -128,19 +128,20 @@ struct Shared {
     alignas(16) float part[WARPS][D];                    // of this block's keys, warp by warp
     alignas(16) Mass part_mass[WARPS];
     Sampling rule;
-    float position_mean; // of the next token's position
+    float position_mean; // of the next token's
     u32 token;           // the last pick
-    u32 step, issue; // the pick at position p is number step + p of its generation, and issue + p of the outbox
+    u32 step, issue;     // the pick at position p is number step + p of its generation, and issue + p of the outbox
     alignas(16) float constants[CONSTANTS];
 };
 // Behind that the token embedding, where a whole layer's weights fit beside it, slots of keys and values, and then the window.
 constexpr u32 TABLE_START = (sizeof(Shared) + 127) / 128 * 128, TABLE_BYTES = (V * C * sizeof(Element) + 127) / 128 * 128;
 constexpr u32 SLOT_BYTES = 2 * KEY_BYTES, LAYER_AND_SLOT = LAYER_BYTES * WARPS + SLOT_BYTES;
-constexpr bool TABLE_HELD = TABLE_START + TABLE_BYTES + LAYER_AND_SLOT <= SHARED_BYTES, LAYER_HELD = TABLE_START + LAYER_AND_SLOT <= SHARED_BYTES;
+constexpr bool LAYER_HELD = TABLE_START + LAYER_AND_SLOT <= SHARED_BYTES, TABLE_HELD = TABLE_START + TABLE_BYTES + LAYER_AND_SLOT <= SHARED_BYTES;
 constexpr u32 KEYS_START = TABLE_START + (TABLE_HELD ? TABLE_BYTES : 0);
-constexpr u32 SLOTS_FITTING = LAYER_HELD ? (SHARED_BYTES - KEYS_START - LAYER_BYTES * WARPS) / SLOT_BYTES : C > 256 ? 1 : 2;
-// No more than layers, so that a token's keys are fetched after the token before has added its own.
+// Slots of keys, as many as fit; beside a ring, few.
+constexpr u32 SLOTS_FITTING = LAYER_HELD ? (SHARED_BYTES - KEYS_START - LAYER_BYTES * WARPS) / SLOT_BYTES : C > 256 ? 1 : 3;
 __device__ constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
+// No more than layers, so that a token's keys are fetched after the token before has added its own.
 constexpr u32 KEY_SLOTS = smaller(smaller(SLOTS_FITTING, ROUNDS), LAYERS);
 constexpr u32 WINDOW_START = KEYS_START + KEY_SLOTS * SLOT_BYTES;
 // Of the window, for each warp.

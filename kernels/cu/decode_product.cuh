@@ -26,7 +26,7 @@ template <u32 FOURS> __device__ void read(float4 (&x)[FOURS], const bf16 *p) {
 
 // A lane's columns of a row in front of a norm.
 template <typename Split> __device__ void read_stream(float4 (&x)[Split::FOURS], Stream &stream) {
-    static_assert(Split::LANE_COLUMNS % OUT_ROWS == 0 || OUT_ROWS % Split::LANE_COLUMNS == 0, "a lane's columns are of one block or of whole ones");
+    static_assert(Split::LANE_COLUMNS % OUT_ROWS == 0 || OUT_ROWS % Split::LANE_COLUMNS == 0, "a lane has columns of one block or of whole ones");
     const float *first = stream.scaled(Split::column(threadIdx.x / WARP, threadIdx.x % WARP));
 #pragma unroll
     for (int i = 0; i < int(Split::FOURS); i++) x[i] = load4(first + 4 * i / OUT_ROWS * 2 * OUT_ROWS + 4 * i % OUT_ROWS);
@@ -44,7 +44,8 @@ template <typename Split> struct Sums {
     }
     __device__ float total(int row) const {
         const float(&from)[CHAINS] = sum[row];
-        return CHAINS == 1 ? from[0] : CHAINS == 2 ? from[0] + from[CHAINS - 1] : (from[0] + from[1 % CHAINS]) + (from[2 % CHAINS] + from[CHAINS - 1]);
+        if (CHAINS <= 2) return CHAINS == 1 ? from[0] : from[0] + from[CHAINS - 1];
+        return (from[0] + from[1 % CHAINS]) + (from[2 % CHAINS] + from[CHAINS - 1]);
     }
     // Leaves the sums for all warps to see after they have met.
     __device__ void leave(float (&to)[WARPS][ROWS_MAX][WARP]) const {
@@ -72,7 +73,9 @@ __device__ inline void pin(float4 &x) { asm volatile("" : "+f"(x.x), "+f"(x.y), 
 // The last part is not given back yet: `reader.release`, once the result is on its way.
 template <u32 PRODUCT, typename Split, typename Await>
 __device__ Sums<Split> product(Reader &reader, float4 (&x)[Split::FOURS], Await await_x) {
-    constexpr u32 UNITS = Split::UNITS, EACH = Window::bytes(PRODUCT) / UNIT, HELD = divisor_up_to(EACH, C > 256 ? (sizeof(Element) == 4 ? 3 : 4) : C > 128 && sizeof(Element) == 4 ? 8 : 16);
+    // As many at once as there are registers for.
+    constexpr u32 HELD_MAX = C > 256 ? 4 : C * sizeof(Element) > 512 ? 8 : 16;
+    constexpr u32 UNITS = Split::UNITS, EACH = Window::bytes(PRODUCT) / UNIT, HELD = divisor_up_to(EACH, HELD_MAX);
     constexpr u32 BUFFERS = UNITS > HELD ? 2 : 1;
     Four<Element> held[BUFFERS][HELD];
     const Four<Element> *part;

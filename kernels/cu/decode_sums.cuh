@@ -36,25 +36,17 @@ template <u32 FIRST, u32 LAST> __device__ float sum_over(float x) {
 struct Norm {
     float mean, scale;
 
-    // The sum of x over the columns of a warp, in half of the lanes, and that of its squares.
+    // The sum of x over the columns of a warp, in half of the lanes, and that of its squares: each four lanes read all of it.
     static __device__ float moments(Stream &x) {
         constexpr u32 COLUMNS = C / WARPS;
-        u32 first = threadIdx.x / WARP * COLUMNS, lane = threadIdx.x % WARP;
-        bool upper = lane >= WARP / 2;
-        float sum = 0;
-        if constexpr (COLUMNS == WARP / 2) {
-            float value = *x.centered(first + lane % COLUMNS);
-            sum = upper ? value * value : value;
-        } else {
-            float squares = 0;
+        u32 first = threadIdx.x / WARP * COLUMNS + threadIdx.x % 4 * 4;
+        float sum = 0, squares = 0;
 #pragma unroll
-            for (u32 i = 0; i < COLUMNS; i += WARP) {
-                float value = i + lane < COLUMNS ? *x.centered(first + i + lane) : 0.0f;
-                sum += value, squares = fmaf(value, value, squares);
-            }
-            sum = (upper ? squares : sum) + __shfl_xor_sync(ALL_LANES, upper ? sum : squares, WARP / 2);
+        for (u32 i = 0; i < COLUMNS; i += 16) {
+            float4 v = load4(x.centered(first + i));
+            sum += (v.x + v.y) + (v.z + v.w), squares = dot4(v, v, squares);
         }
-        return sum_over<1, WARP / 2>(sum);
+        return sum_over<1, 4>(threadIdx.x % WARP >= WARP / 2 ? squares : sum);
     }
     // Leaves them for all warps to see after they have met.
     static __device__ void leave(Shared &s, float moments) {

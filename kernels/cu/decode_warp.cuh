@@ -23,11 +23,11 @@ struct Decoder {
     Shared &s;
     Reader reader;
     const u32 rank, warp, lane;
-    u32 parities = 0;           // of the handoffs awaited next
-    float shift = 0;            // the mean of the row before the last norm
-    float own[OutSplit::ROWS];  // the residual's rows that this lane sums
+    u32 parities = 0;          // of the handoffs awaited next
+    float shift = 0;           // the mean of the row before the last norm, in warps that finish
+    float own[OutSplit::ROWS]; // the residual's rows that this lane sums, likewise
     KeySlot key_slot;
-    Rows rows; // of a round
+    Rows rows; // of a round of keys
     Four<Element> head_rows[HeadSplit::UNITS];
 
     __device__ Decoder(const DecodeArguments &a, Shared &s)
@@ -48,12 +48,12 @@ struct Decoder {
 
     // What one brings to a block.
     static __device__ constexpr u32 bytes(u32 handoff) {
-        return handoff == QKV      ? D * sizeof(float) + 2 * D * sizeof(Element)
-               : handoff == CORE   ? S * C * sizeof(Element) + S * H * sizeof(Mass)
-               : handoff == HIDDEN ? F * sizeof(Element)
-               : handoff == LOGITS ? V * sizeof(float)
+        return handoff == QKV        ? D * sizeof(float) + 2 * D * sizeof(Element)
+               : handoff == CORE     ? S * C * sizeof(Element) + S * H * sizeof(Mass)
+               : handoff == HIDDEN   ? F * sizeof(Element)
+               : handoff == LOGITS   ? V * sizeof(float)
                : handoff == POSITION ? C * sizeof(Element)
-                                   : sizeof(Stream);
+                                     : sizeof(Stream);
     }
     __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
     __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }
@@ -65,7 +65,8 @@ struct Decoder {
         if (threadIdx.x == (HANDOFF == POSITION ? THREADS - WARP : 0)) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
     }
 
-    // Sends a value for each of LANES rows, which the lanes of a warp hold again and again, to `place` and behind in COUNT blocks: `to`, `to` + STRIDE, ...
+    // Sends a value for each of LANES rows, which the lanes of a warp hold again and again, to `place` and behind in COUNT blocks, from `to` on
+    // each STRIDE-th.
     template <u32 HANDOFF, u32 LANES, u32 COUNT, u32 STRIDE> __device__ void deliver(float value, const float *place, u32 to) const {
         u32 at = offset(place + lane % LANES), copy = lane / LANES;
 #pragma unroll
@@ -128,7 +129,8 @@ struct Decoder {
     __device__ void out(u32 layer);
     __device__ void mlp(u32 layer);
     __device__ void send_hidden(u32 layer);
-    template <typename Split, u32 HANDOFF> __device__ void send_residual(const Sums<Split> &sums, const Stream &to, const float *bias, const float *gamma);
+    template <typename Split, u32 HANDOFF>
+    __device__ void send_residual(const Sums<Split> &sums, const Stream &to, const float *bias, const float *gamma);
     __device__ u32 head(bool last);
     __device__ void send_logits() const;
     __device__ void pick();

@@ -40,7 +40,7 @@ struct Window {
         for (u32 layer = 0; layer < layers; layer++) {
 #pragma unroll 1
             for (u32 part = 0; part < PARTS; part++) {
-                barrier_await(empty + 8 * slot, parity);
+                barrier_await_asleep(empty + 8 * slot, parity);
                 barrier_expect(full + 8 * slot, bytes(part) * WARPS);
                 fetch(window + start(slot) * WARPS, stream + offset, bytes(part) * WARPS, full + 8 * slot);
                 offset += bytes(part) * WARPS;
