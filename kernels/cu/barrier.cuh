@@ -38,18 +38,22 @@ __device__ inline bool barrier_try(u32 barrier, u32 parity) {
 #endif
     return done != 0;
 }
-// Waits for it: each lane by itself, or a whole warp, which leaves together. The first loop is one of PTX: those of C++ begin with a branch.
+// Waits for it: each lane by itself, or a whole warp, which leaves together.
 __device__ inline void barrier_await(u32 barrier, u32 parity) {
+    while (!barrier_try(barrier, parity)) {}
+}
+__device__ inline void barrier_await_together(u32 barrier, u32 parity) {
+    while (!__all_sync(ALL_LANES, barrier_try(barrier, parity))) {}
+}
+// Each lane by itself, where the phase is mostly complete already: the loop is one of PTX, because those of C++ begin with a branch.
+__device__ inline void barrier_await_soon(u32 barrier, u32 parity) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("{\n\t.reg .pred done;\n"
                  "again:\n\tmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "\t@!done bra again;\n\t}" ::"r"(barrier), "r"(parity) : "memory");
 #endif
 }
-__device__ inline void barrier_await_together(u32 barrier, u32 parity) {
-    while (!__all_sync(ALL_LANES, barrier_try(barrier, parity))) {}
-}
-// The same by one who has time, and leaves the issue slots to others meanwhile.
+// By one who has time, and leaves the issue slots to others meanwhile.
 __device__ inline void barrier_await_asleep(u32 barrier, u32 parity) {
     while (!barrier_try(barrier, parity)) __nanosleep(100);
 }

@@ -1,7 +1,7 @@
 // `steps` tokens of one sequence in one launch: a cluster of N blocks runs the whole model and samples, compiled for its dimensions.
 //
 // Every product's rows are spread evenly over the blocks, and each block streams its rows through a window (decode_window.cuh). Its warps share the
-// columns: each needs only an eighth of the input, and what they sum up meets in shared memory, which is sooner done than sums over lanes. Four
+// columns: each needs only an eighth of the input, and what they sum up meets in shared memory, which is sooner done than sums over lanes. A few
 // of the warps, FINISHERS, finish what all have summed up and send it: each takes the block's rows to some of the blocks, because what a warp
 // stores into neighbouring words of one block travels as one. These stores count themselves on the receiver's barrier.
 // A layer is five such handoffs: q, k, v to the blocks of their head, unless these make all of it themselves (LOCAL); attention; the residual;

@@ -83,7 +83,7 @@ __device__ void Decoder::core(u32 layer, u32 past) {
 // Whether this block has a round of keys up to position `past`.
 __device__ bool Decoder::has_keys(u32 round, u32 past) const { return rank / S < H && first_position(round, rank % S) <= past; }
 __device__ void Decoder::load_keys() {
-    barrier_await(shared_address(&s.keys_full[key_slot.slot]), key_slot.parity);
+    barrier_await_soon(shared_address(&s.keys_full[key_slot.slot]), key_slot.parity);
     rows.load(KeySlot::at(s, key_slot.slot));
 }
 // Gives a slot back when a value that was made of what was read is there: an arrival does not wait for loads under way. No value is this NaN.

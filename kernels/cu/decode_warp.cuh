@@ -60,7 +60,7 @@ struct Decoder {
 
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
-        barrier_await(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        barrier_await_soon(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
         parities ^= 1u << HANDOFF;
         if (threadIdx.x == (HANDOFF == POSITION ? THREADS - WARP : 0)) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
     }

@@ -61,7 +61,7 @@ struct Reader {
     // Waits for the next part, which is of this product, and says where this warp's weights of it lie.
     template <u32 PRODUCT> __device__ const char *await() const {
         u32 at = Window::STATIC ? PRODUCT : slot;
-        barrier_await(shared_address(&s.full[at]), parity);
+        barrier_await_soon(shared_address(&s.full[at]), parity);
         const char *window = reinterpret_cast<const char *>(&s) + WINDOW_START;
         return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
     }
