@@ -33,17 +33,22 @@ struct Errand {
 // A warpgroup's tiles: queries, then rings of keys and values.
 struct HeadTiles {
     const TensorMap *keys, *values;
-    u32 base, barriers, turn; // of the ring, tiles of earlier errands
-    __device__ u32 slot(u32 i) const { return (turn + i) % SLOTS; }
-    __device__ u32 parity(u32 i) const { return (turn + i) / SLOTS & 1; }
-    __device__ u32 key(u32 i) const { return base + (1 + slot(i)) * HEAD_TILE_BYTES; }
-    __device__ u32 value(u32 i) const { return key(i) + SLOTS * HEAD_TILE_BYTES; }
-    __device__ u32 key_ready(u32 i) const { return barriers + slot(i) * 8; }
-    __device__ u32 value_ready(u32 i) const { return key_ready(i) + SLOTS * 8; }
-    // Asks for tile i from `row` of the cache on; `more` bytes come with the keys.
-    __device__ void ask(u32 i, u32 row, u32 more) const {
-        barrier_expect(key_ready(i), HEAD_TILE_BYTES + more), barrier_expect(value_ready(i), HEAD_TILE_BYTES);
-        copy_box(key(i), keys, 0, row, key_ready(i)), copy_box(value(i), values, 0, row, value_ready(i));
+    u32 base, barriers;
+    __device__ u32 key(u32 slot) const { return base + (1 + slot) * HEAD_TILE_BYTES; }
+    __device__ u32 value(u32 slot) const { return base + (1 + SLOTS + slot) * HEAD_TILE_BYTES; }
+    __device__ u32 key_ready(u32 slot) const { return barriers + slot * 8; }
+    __device__ u32 value_ready(u32 slot) const { return barriers + (SLOTS + slot) * 8; }
+    // Asks for the tile from `row` of the cache on; `more` bytes come with the keys.
+    __device__ void ask(u32 slot, u32 row, u32 more) const {
+        barrier_expect(key_ready(slot), HEAD_TILE_BYTES + more), barrier_expect(value_ready(slot), HEAD_TILE_BYTES);
+        copy_box(key(slot), keys, 0, row, key_ready(slot)), copy_box(value(slot), values, 0, row, value_ready(slot));
+    }
+};
+// Where a warpgroup stands in its rings; it goes on from errand to errand.
+struct Turn {
+    u32 slot, parity;
+    __device__ void pass() {
+        if (++slot == SLOTS) slot = 0, parity ^= 1;
     }
 };
 
@@ -52,14 +57,13 @@ struct Seen {
     float out[32] = {}, maximum[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {}, fade[2];
     u32 whole[16], rest[16]; // of the weights
 
-    __device__ static void ask_scores(float (&score)[32], const HeadTiles &tiles, u32 i) {
-        barrier_await(tiles.key_ready(i), tiles.parity(i));
+    __device__ static void ask_scores(float (&score)[32], const HeadTiles &tiles, Turn turn) {
 #pragma unroll
         for (int j = 0; j < 32; j++) score[j] = 0;
         settle(score); // it is zero before the first product
         open_products();
 #pragma unroll
-        for (u32 k = 0; k < 4; k++) Warpgroup<64>::multiply(score, operand(tiles.base) + k * 2, operand(tiles.key(i)) + k * 2);
+        for (u32 k = 0; k < 4; k++) Warpgroup<64>::multiply(score, operand(tiles.base) + k * 2, operand(tiles.key(turn.slot)) + k * 2);
         commit_products();
     }
     // Makes weights of scores, in their place. Of a tile that a query does not see all weights are zero, whatever they are held against.
@@ -173,7 +177,7 @@ struct Span {
 };
 
 // What a warpgroup's tiles give its queries. `cached` is the head's first row in the cache.
-__device__ inline void look(Seen &seen, const HeadTiles &tiles, const Span &span, u32 cached) {
+__device__ inline void look(Seen &seen, const HeadTiles &tiles, Turn &turn, const Span &span, u32 cached) {
     u32 count = span.count();
     float score[32];
     if (count == 0) return;
@@ -181,29 +185,39 @@ __device__ inline void look(Seen &seen, const HeadTiles &tiles, const Span &span
         settle(score);
         span.mask(score, i);
         seen.weigh(score);
+        settle(score);
     };
-    auto ask_sums = [&](u32 i) {
-        barrier_await(tiles.value_ready(i), tiles.parity(i));
-        span.clear(tiles.value(i), i);
-        seen.ask_sums(tiles.value(i));
+    auto ask_sums = [&](Turn turn, u32 i) {
+        barrier_await(tiles.value_ready(turn.slot), turn.parity);
+        span.clear(tiles.value(turn.slot), i);
+        seen.ask_sums(tiles.value(turn.slot));
     };
-    seen.ask_scores(score, tiles, 0);
+    auto await_keys = [&] { barrier_await(tiles.key_ready(turn.slot), turn.parity); };
+    await_keys();
+    seen.ask_scores(score, tiles, turn);
     await_products<0>();
     weigh(0);
     seen.pack_weights(score);
+    Turn last = turn;
+    turn.pass();
+    if (count > 1) await_keys();
     for (u32 i = 1; i < count; i++) {
-        seen.ask_scores(score, tiles, i);
-        ask_sums(i - 1);
+        seen.ask_scores(score, tiles, turn);
+        ask_sums(last, i - 1);
         await_products<1>();
         weigh(i);
+        Turn now = turn;
+        turn.pass();
+        if (i + 1 < count) await_keys(); // a branch: without one the assembler awaits the sums before it makes the weights
         await_products<0>();
         seen.fade_out();
         seen.pack_weights(score);
         meet_warpgroup(); // all warps are done with the last tile
         u32 next = i - 1 + SLOTS;
-        if (threadIdx.x % 128 == 0 && next < count) tiles.ask(next, cached + span.tile(next) * 64, 0);
+        if (threadIdx.x % 128 == 0 && next < count) tiles.ask(last.slot, cached + span.tile(next) * 64, 0);
+        last = now;
     }
-    ask_sums(count - 1);
+    ask_sums(last, count - 1);
     await_products<0>();
     settle(seen.out);
 }
@@ -214,7 +228,8 @@ __device__ inline void attention_wgmma(const TensorMap *q, const TensorMap *keys
     u32 group = __shfl_sync(ALL_LANES, threadIdx.x / 128, 0), half = group % 2; // the same in a warp: the compiler keeps addresses once
     u32 start = (shared_address(shared) + 1023) / 1024 * 1024;
     u32 barriers = start + TEAMS * 2 * WARPGROUP_TILE_BYTES;
-    HeadTiles tiles = {keys, values, start + group * WARPGROUP_TILE_BYTES, barriers + group * SLOTS * 16, 0};
+    HeadTiles tiles = {keys, values, start + group * WARPGROUP_TILE_BYTES, barriers + group * SLOTS * 16};
+    Turn turn = {0, 0};
     u32 second = start + (group | 1) * WARPGROUP_TILE_BYTES + HEAD_TILE_BYTES; // the keys of the team's second warpgroup
     float *left = reinterpret_cast<float *>(shared + (second - shared_address(shared))) + threadIdx.x % 128;
     release_next();
@@ -233,12 +248,13 @@ __device__ inline void attention_wgmma(const TensorMap *q, const TensorMap *keys
         u32 first = errand.first, cached = (errand.sequence * s.heads + errand.head) * s.context, row = errand.sequence * s.time + first;
         Span span = {past + first, min(past + min(first + 64, s.time), s.context), half};
         if (threadIdx.x % 128 == 0) {
-            for (u32 i = 0; i < min(span.count(), SLOTS); i++) tiles.ask(i, cached + span.tile(i) * 64, i == 0 ? HEAD_TILE_BYTES : 0);
-            if (span.count() > 0) copy_box(tiles.base, q, errand.head * 64, row, tiles.key_ready(0));
+            Turn ahead = turn;
+            for (u32 i = 0; i < min(span.count(), SLOTS); i++, ahead.pass())
+                tiles.ask(ahead.slot, cached + span.tile(i) * 64, i == 0 ? HEAD_TILE_BYTES : 0);
+            if (span.count() > 0) copy_box(tiles.base, q, errand.head * 64, row, tiles.key_ready(turn.slot));
         }
         Seen seen;
-        look(seen, tiles, span, cached);
-        tiles.turn += span.count();
+        look(seen, tiles, turn, span, cached);
         if (half == 1) seen.leave(left);
         meet_team();
         if (half == 0) seen.add(left), seen.store(y + u64(row) * channels + errand.head * 64, s.time - first, channels);
