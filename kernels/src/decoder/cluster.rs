@@ -10,7 +10,7 @@ use super::{Generation, LayerState, LayerWeights, ModelShape, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
 use crate::context::Module;
-use crate::device::{Device, Launch, Start, arguments, no_attribute};
+use crate::device::{Device, Launch, Start, arguments, no_attributes};
 use crate::driver::check;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
@@ -99,7 +99,7 @@ impl Loaded {
 
     /// Clusters that the GPU, or the part of it that we see, holds at once.
     fn clusters_at_once(&self) -> Result<i32> {
-        let (mut count, mut attribute) = (0, no_attribute());
+        let (mut count, mut attribute) = (0, no_attributes());
         let config = self.launch().config(self.device.stream(), self.device.info().compute.0, &mut attribute);
         // SAFETY: the function's module is live; `count` and `config` live through the call.
         let code = unsafe {
