@@ -12,6 +12,10 @@ use crate::libraries::load_nvrtc;
 /// The device code: file name and text.
 pub const SOURCES: &[(&str, &str)] = &[
     ("barrier.cuh", include_str!("../cu/barrier.cuh")),
+    ("batch_attention.cuh", include_str!("../cu/batch_attention.cuh")),
+    ("batch_layout.cuh", include_str!("../cu/batch_layout.cuh")),
+    ("batch_product.cuh", include_str!("../cu/batch_product.cuh")),
+    ("batch_ring.cuh", include_str!("../cu/batch_ring.cuh")),
     ("cluster.cuh", include_str!("../cu/cluster.cuh")),
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("decode_keys.cuh", include_str!("../cu/decode_keys.cuh")),
@@ -38,6 +42,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("attention_mma.cu", include_str!("../cu/attention_mma.cu")),
     ("attention_wgmma.cu", include_str!("../cu/attention_wgmma.cu")),
     ("decode.cu", include_str!("../cu/decode.cu")),
+    ("decode_batch.cu", include_str!("../cu/decode_batch.cu")),
+    ("decode_batch_pack.cu", include_str!("../cu/decode_batch_pack.cu")),
     ("decode_grid.cu", include_str!("../cu/decode_grid.cu")),
     ("decode_pack.cu", include_str!("../cu/decode_pack.cu")),
     ("embedding.cu", include_str!("../cu/embedding.cu")),

@@ -3,7 +3,8 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use touchstone_kernels::{
-    ARCHITECTURES, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape, Unit, compile, probe,
+    ARCHITECTURES, BatchLayout, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape, Unit,
+    compile, probe,
 };
 
 fn main() {
@@ -15,6 +16,7 @@ fn main() {
     let trials = vec![
         Trial::test("every_kernel_compiles_for_every_architecture_without_spilling", every_kernel_compiles),
         Trial::test("clusters_compile_for_every_architecture_with_clusters", clusters_compile),
+        Trial::test("batches_compile_for_every_architecture_with_clusters", batches_compile),
         Trial::test("grids_compile_for_every_generation", grids_compile),
     ];
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(absent && !required)).collect();
@@ -40,21 +42,49 @@ fn every_kernel_compiles() -> Result<(), Failed> {
 /// Architectures with clusters as large and shared memory as much as a decoder needs.
 const CLUSTERED: &[&str] = &["sm_90a", "sm_100a", "sm_103a"];
 
+/// Models that a cluster decodes.
+fn narrow_models() -> [ModelShape; 3] {
+    let small = ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+    [
+        small,
+        ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..small },
+        ModelShape { channels: 384, heads: 6, width: 1536, ..small },
+    ]
+}
+
 /// The same for the kernels that are compiled for one model; they are tuned for Hopper's registers, and must not spill there. Without
 /// this, dimensions that the device code refuses would show on a GPU.
 fn clusters_compile() -> Result<(), Failed> {
     use DecoderEntry as Kernel;
-    let small = ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
-    let shapes = [
-        small,
-        ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..small },
-        ModelShape { channels: 384, heads: 6, width: 1536, ..small },
-    ];
+    let shapes = narrow_models();
     let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];
     for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
         let layout = ClusterLayout::new(shape, element_bytes).ok_or("no layout")?;
         for arch in CLUSTERED {
             compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
+                .map_err(|error| format!("{shape:?}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for the kernels of batches: of the models of clusters, of the narrowest, and of one with as much of everything as there may be.
+fn batches_compile() -> Result<(), Failed> {
+    use DecoderEntry as Kernel;
+    let [small, _, wide] = narrow_models();
+    let others =
+        [ModelShape { width: 128, context: 41, ..small }, ModelShape { layers: 13, vocab: 256, ..wide }];
+    let kernels = [
+        Kernel::decode_batch,
+        Kernel::decode_batch_pack,
+        Kernel::decode_batch_constants,
+        Kernel::decode_batch_head,
+        Kernel::decode_batch_means,
+    ];
+    for shape in narrow_models().into_iter().chain(others) {
+        let layout = BatchLayout::new(shape, 2).ok_or("no layout")?;
+        for arch in CLUSTERED {
+            compile_decoder(arch, &layout.unit(), 2, &kernels)
                 .map_err(|error| format!("{shape:?}: {error}"))?;
         }
     }

@@ -28,6 +28,8 @@ pub enum Mode {
     Grid,
     /// The same, step by step through the backend's fused verbs.
     Steps,
+    /// A model fed token by token in many copies at once, as fast as the backend can decode a batch.
+    Batch,
     /// A module, free-running through the plain verbs, every tap compared.
     Plain,
     /// A module through the plain verbs, every tap compared and then replaced by the golden values.
@@ -47,24 +49,29 @@ impl Mode {
             Self::Decode => "decode",
             Self::Grid => "grid",
             Self::Steps => "steps",
+            Self::Batch => "batch",
             Self::Plain => "plain",
             Self::Injected => "injected",
         }
     }
 
-    /// Whether it is a way of its own on a host, which has nothing that decodes but its fused verbs.
+    /// Whether it is a way of its own on a host, which has nothing that decodes but its fused verbs, a row like the other.
     #[must_use]
     pub fn differs_on_host(self) -> bool {
-        !matches!(self, Self::Grid | Self::Steps)
+        !matches!(self, Self::Grid | Self::Steps | Self::Batch)
     }
 
     /// The path of the backend that it takes.
     #[must_use]
     pub fn path(self) -> Path {
         match self {
-            Self::Verb | Self::Strided | Self::Wide | Self::Fused | Self::Ragged | Self::Decode => {
-                Path::Fastest
-            }
+            Self::Verb
+            | Self::Strided
+            | Self::Wide
+            | Self::Fused
+            | Self::Ragged
+            | Self::Decode
+            | Self::Batch => Path::Fastest,
             Self::Grid => Path::Grid,
             Self::Steps => Path::Steps,
             Self::Plain | Self::Injected => Path::Plain,

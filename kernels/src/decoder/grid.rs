@@ -136,7 +136,7 @@ impl<E: Element> GridDecoder<E> {
         E: 'a,
     {
         let steps = steps as u32;
-        generation.check(self.kernels.layout().shape(), layers.len(), steps);
+        generation.check(self.kernels.layout().shape(), layers.len(), steps, 1);
         if steps == 0 {
             return Ok(());
         }
@@ -175,7 +175,7 @@ impl<E: Element> GridDecoder<E> {
         let shape = self.kernels.layout().shape();
         let mut changed = false;
         for (layer, words) in layers.zip(self.words.chunks_exact_mut(Self::TABLE_LEN)) {
-            let addresses = layer.weights.addresses(shape).into_iter().chain(layer.cache_addresses(shape));
+            let addresses = layer.weights.addresses(shape).into_iter().chain(layer.cache_addresses(shape, 1));
             for (address, word) in addresses.zip(words.chunks_exact_mut(2)) {
                 let halves = [address as u32, (address >> 32) as u32];
                 changed |= word != halves;

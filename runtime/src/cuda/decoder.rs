@@ -1,8 +1,8 @@
-//! The decoder: a whole generation in one launch, by a cluster of blocks where a model is small enough, else by the whole GPU.
+//! The decoder: a whole generation in one launch, by a cluster of blocks where a model is small enough, a batch by several, else by the whole GPU.
 
 use touchstone_kernels::{
-    self as kernels, ClusterDecoder, ClusterKernels, ClusterLayout, DecoderKernels, Element, GridDecoder,
-    GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    self as kernels, BatchDecoder, BatchKernels, BatchLayout, ClusterDecoder, ClusterKernels, ClusterLayout,
+    DecoderKernels, Element, GridDecoder, GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
 };
 
 use super::Cuda;
@@ -15,16 +15,21 @@ use crate::plan::{Capacity, Entry, Kind};
 /// The decoder's own buffers.
 pub(super) fn plan<E: Element>(kernels: &DecoderKernels) -> Vec<Entry> {
     match kernels {
-        DecoderKernels::Cluster(kernels) => cluster_plan(kernels.layout()).into(),
+        DecoderKernels::Cluster(kernels) => {
+            packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len()).into()
+        }
+        DecoderKernels::Batch(kernels) => {
+            packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len()).into()
+        }
         DecoderKernels::Grid(kernels) => grid_plan::<E>(kernels.layout()).into(),
     }
 }
 
 /// The weights, packed in the order of their use, and what follows from them.
-fn cluster_plan(layout: ClusterLayout) -> [Entry; 2] {
+fn packed_plan(stream_len: usize, constants_len: usize) -> [Entry; 2] {
     [
-        Entry::new("decoder.stream", &[layout.stream_len()], Kind::Weight),
-        Entry::new("decoder.constants", &[layout.constants_len()], Kind::Wide),
+        Entry::new("decoder.stream", &[stream_len], Kind::Weight),
+        Entry::new("decoder.constants", &[constants_len], Kind::Wide),
     ]
 }
 
@@ -45,9 +50,6 @@ impl<E: Element> Cuda<E> {
         config: &Config,
         capacity: Capacity,
     ) -> Result<Option<DecoderKernels>> {
-        if capacity.batch != 1 {
-            return Ok(None);
-        }
         let shape = ModelShape {
             channels: config.hidden_size,
             heads: config.num_attention_heads,
@@ -56,6 +58,14 @@ impl<E: Element> Cuda<E> {
             context: config.max_position_embeddings,
             vocab: config.vocab_size,
         };
+        if capacity.batch > 1 {
+            return match BatchLayout::new(shape, size_of::<E>()).filter(|_| !self.taps.grid()) {
+                Some(layout) => {
+                    Ok(BatchKernels::load(self.device(), layout, capacity.batch)?.map(DecoderKernels::Batch))
+                }
+                None => Ok(None),
+            };
+        }
         let cluster = ClusterLayout::new(shape, size_of::<E>()).filter(|_| !self.taps.grid());
         if let Some(layout) = cluster
             && let Some(kernels) = ClusterKernels::load(self.device(), layout)?
@@ -76,7 +86,7 @@ impl<E: Element> Cuda<E>
 where
     Self: Backend<Weight = kernels::Buffer<E>>,
 {
-    /// Makes the decoder; for a cluster, packs the weights.
+    /// Makes the decoder; for clusters, packs the weights.
     pub(super) fn make_decoder(
         &self,
         config: &Config,
@@ -86,12 +96,23 @@ where
         Ok(match self.decoder_kernels(config, capacity)? {
             None => None,
             Some(DecoderKernels::Cluster(kernels)) => {
-                let [stream, constants] = cluster_plan(kernels.layout());
+                let [stream, constants] =
+                    packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len());
                 let (stream, constants) = (self.zeroed(&stream)?, self.zeroed(&constants)?);
                 let layers = weights.blocks.iter().map(layer_weights);
                 let norm = parameters(&weights.final_norm);
                 let decoder = ClusterDecoder::new(kernels, stream, constants, layers, norm, &weights.token)?;
                 Some(kernels::Decoder::Cluster(decoder))
+            }
+            Some(DecoderKernels::Batch(kernels)) => {
+                let [stream, constants] =
+                    packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len());
+                let (stream, constants) = (self.zeroed(&stream)?, self.zeroed(&constants)?);
+                let layers = weights.blocks.iter().map(layer_weights);
+                let norm = parameters(&weights.final_norm);
+                let embeddings = [&weights.token, &weights.position];
+                let decoder = BatchDecoder::new(kernels, stream, constants, layers, norm, embeddings)?;
+                Some(kernels::Decoder::Batch(decoder))
             }
             Some(DecoderKernels::Grid(kernels)) => {
                 let [exchange, state, table] = grid_plan::<E>(kernels.layout());

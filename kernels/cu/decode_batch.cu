@@ -1,0 +1,429 @@
+// `steps` tokens of every sequence of a batch in one launch: each cluster of N blocks runs the whole model for up to B of them and samples.
+//
+// It is decode.cu's loop with several sequences a step, in bfloat16; the clusters know nothing of each other. A block owns rows of every product, whose
+// weights its warps stream through rings (batch_ring.cuh) into tensor cores (batch_product.cuh). What it makes goes at once to every block that needs
+// it, by stores that count themselves on the receiver's barrier. A layer is five such handoffs: q, k, v to the blocks of their heads; attention;
+// the residual; what each block's share of hidden adds to it; the residual. Of the residual travels what the next norm needs: gamma (x - shift),
+// in the working precision, and the block's moments; the sum itself stays with the thread that made it.
+// A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
+// Grid: clusters of N blocks of 8 warps; the batch is spread evenly over them, and what a cluster has not to do it does for nobody. Needs sm_90.
+// Deterministic. Launcher: src/decoder/batch.rs.
+#include "batch_attention.cuh"
+
+struct BatchArguments {
+    const char *stream;                      // decode_batch_pack.cu
+    const float *constants;                  // [N][CONSTANTS]
+    const float *token_mean, *position_mean; // [V], [P]
+    const bf16 *token, *position;
+    bf16 *keys[LAYERS], *values[LAYERS]; // [batch, H, P, D]
+    float *logits;                       // [batch, V]
+    u32 *tokens;                         // [batch]
+    Cursor *cursor;                      // [batch]
+    volatile u64 *outbox;                // [slots, batch]
+    OutboxState *state;
+    u32 slots, steps, batch;
+    float eps;
+};
+static_assert(sizeof(BatchArguments) == 8 * (13 + 2 * LAYERS), "BatchArguments are laid out in Rust");
+
+__device__ inline float gelu_exact(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+#ifndef MARK
+#define MARK(i)
+#endif
+
+// A block's thread.
+struct Decoder {
+    const BatchArguments &a;
+    Shared &s;
+    const u32 rank, warp, lane, first, count; // the cluster's sequences: `count` of the batch from `first` on
+    Ring ring;
+    u32 parities = 0; // of the handoffs awaited next
+    float own = 0;    // an element of the residual: that of Place(threadIdx.x)
+
+    __device__ Decoder(const BatchArguments &a, Shared &s, u32 first, u32 count)
+        : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), first(first), count(count),
+          ring(s, a.stream + u64(rank * WARPS + warp) * STREAM_BYTES, a.steps * LAYERS) {}
+
+    // ---- handoffs ----
+
+    __device__ u32 base() const { return shared_address(&s); }
+    // What one brings to block `rank`.
+    static __device__ u32 bytes(u32 handoff, u32 rank) {
+        return handoff == QKV      ? min(PAIRS - min(rank * PAIRS_HERE, PAIRS), PAIRS_HERE) * 3 * D * sizeof(bf16)
+               : handoff == CORE   ? B * C * sizeof(bf16)
+               : handoff == DOWN   ? sizeof(Shared::down)
+               : handoff == LOGITS ? sizeof(Shared::logits)
+                                   : sizeof(NormInput);
+    }
+    __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
+    __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }
+
+    // Waits for a handoff and makes its barrier ready for the next.
+    template <u32 HANDOFF> __device__ void await() {
+        barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        parities ^= 1u << HANDOFF;
+        if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
+    }
+
+    // ---- the residual ----
+
+    // Sends what the next norm needs of the residual: all blocks get it.
+    template <u32 HANDOFF> __device__ void publish(NormInput &to, const float *gamma) {
+        Place place(min(threadIdx.x, OUTS - 1));
+        float x = own - s.shift[place.sequence], sum = x, squares = x * x;
+        if (threadIdx.x < OUTS) s.outgoing[threadIdx.x] = from_float<bf16>(x * gamma[place.row]);
+#pragma unroll
+        for (u32 lanes = 1; lanes < 8; lanes *= 2) {
+            sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
+            squares += __shfl_xor_sync(ALL_LANES, squares, lanes);
+        }
+        if (threadIdx.x < OUTS && lane % 8 == 0) s.own_moments[place.row / 8][place.sequence] = {sum, squares};
+#if BULK
+        fence_copies();
+#endif
+        __syncthreads();
+        if (lane < B) {
+            Moments all = {0, 0};
+#pragma unroll
+            for (u32 i = 0; i < OUT_ROWS / 8; i++) all.sum += s.own_moments[i][lane].sum, all.squares += s.own_moments[i][lane].squares;
+#pragma unroll
+            for (u32 j = 0; j < N; j += WARPS) {
+                u32 there = in_block(base(), j + warp);
+                send(there + offset(&to.moments[lane][rank]), all.sum, all.squares, there + barrier(HANDOFF));
+            }
+        }
+#if BULK
+        if (lane == 0)
+#pragma unroll
+            for (u32 j = 0; j < N; j += WARPS) {
+                u32 there = in_block(base(), j + warp);
+                copy_to_block(there + offset(to.eight[rank * (OUT_ROWS / 8)]), shared_address(s.outgoing), OUTS * sizeof(bf16), there + barrier(HANDOFF));
+            }
+#else
+        constexpr u32 VECTORS = OUTS / 8;
+#pragma unroll
+        for (u32 i = 0; i < (VECTORS + WARP - 1) / WARP; i++) {
+            u32 v = i * WARP + lane;
+            if (v >= VECTORS) continue;
+            uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[v];
+#pragma unroll
+            for (u32 j = 0; j < N; j += WARPS) {
+                u32 there = in_block(base(), j + warp);
+                send(there + offset(to.eight[rank * (OUT_ROWS / 8)]) + v * 16, x, there + barrier(HANDOFF));
+            }
+        }
+#endif
+    }
+
+    // Every sequence's norm, from what the blocks sent: four lanes each. All have it when they have met.
+    __device__ void norm(const NormInput &from) {
+        if (warp >= (4 * B + WARP - 1) / WARP) return;
+        u32 n = min(threadIdx.x / 4, B - 1);
+        float sum = 0, squares = 0;
+#pragma unroll
+        for (u32 i = 0; i < N / 4; i++) {
+            Moments m = from.moments[n][lane % 4 * (N / 4) + i];
+            sum += m.sum, squares += m.squares;
+        }
+        float mean = quad_sum(sum) * (1.0f / C), square = quad_sum(squares) * (1.0f / C);
+        if (threadIdx.x < 4 * B && lane % 4 == 0) {
+            s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + a.eps)};
+            s.shift[n] += mean;
+        }
+    }
+    // Elements 2 i and 2 i + 1 of a product behind it.
+    __device__ float2 normed(const float *ab, u32 i) const {
+        Place place(2 * i);
+        Norm n = s.norm[place.sequence];
+        float4 x = *reinterpret_cast<const float4 *>(ab + 2 * place.row);
+        float2 dot = summed(s.partial, i);
+        return make_float2(fmaf(n.scale, fmaf(-n.mean, x.x, dot.x), x.y), fmaf(n.scale, fmaf(-n.mean, x.z, dot.y), x.w));
+    }
+
+    __device__ const float *constants(u32 layer) const { return s.constants + layer * LAYER_CONSTANTS; }
+
+    __device__ void embed(u32 step);
+    __device__ void attention(u32 layer, u32 step);
+    __device__ void send_qkv();
+    __device__ void send_core(u32 layer, u32 step);
+    __device__ void out(u32 layer);
+    __device__ void mlp(u32 layer);
+    __device__ void head(u32 step);
+};
+
+// x = token + position, of this block's channels.
+__device__ void Decoder::embed(u32 step) {
+    Place place(min(threadIdx.x, OUTS - 1));
+    u32 token = min(s.token[place.sequence], V - 1), position = min(s.cursor[place.sequence].past + step, P - 1);
+    own = to_float(s.table[token][place.row]) + to_float(a.position[u64(position) * C + rank * OUT_ROWS + place.row]);
+    if (place.row == 0) s.shift[place.sequence] = s.token_mean[token] + a.position_mean[position];
+    __syncthreads();
+    publish<RESIDUAL>(s.residual, constants(0) + GAMMA_1);
+}
+
+// q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys are on their way meanwhile.
+__device__ void Decoder::attention(u32 layer, u32 step) {
+    u32 here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H, past = min(s.cursor[n].past + step, P);
+    bool busy = here < PAIRS_HERE && pair < PAIRS && n < count;
+    u64 cached = (u64(first + n) * H + h) * P * D;
+    const bf16 *keys = a.keys[layer] + cached, *values = a.values[layer] + cached;
+    u32 start = warp % PAIR_PARTS * TILE_KEYS, old = busy ? past : 0;
+    Keys held[TILES_AHEAD];
+#pragma unroll
+    for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load(keys, values, start + i * PAIR_PARTS * TILE_KEYS, old);
+    MARK(0);
+    product<QKV_ROWS / 8, TILES>(ring, s.residual, warp * TILES, [&] { await<RESIDUAL>(); MARK(1); norm(s.residual); }).leave(s.partial[warp]);
+    MARK(2);
+    __syncthreads();
+    MARK(3);
+#pragma unroll
+    for (u32 i = threadIdx.x; i < QKV_ROWS * B / 2; i += THREADS) {
+        float2 x = normed(constants(layer) + QKV_AB, i);
+        reinterpret_cast<u32 *>(s.outgoing)[i] = pack(x.x, x.y);
+    }
+    __syncthreads();
+    send_qkv();
+    MARK(4);
+    await<QKV>();
+    MARK(5);
+    if (here < PAIRS_HERE) {
+        Weighted weighted;
+        const bf16 *k = s.qkv[1][here], *v = s.qkv[2][here];
+#pragma unroll 1
+        for (u32 at = start; at <= old; at += AHEAD_KEYS) {
+#pragma unroll
+            for (u32 i = 0; i < TILES_AHEAD; i++) {
+                u32 tile = at + i * PAIR_PARTS * TILE_KEYS;
+                if (tile <= old && old < tile + TILE_KEYS) held[i].insert(old - tile, k, v);
+            }
+            weighted.add(held, s.qkv[0][here], at, old);
+#pragma unroll
+            for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load(keys, values, at + AHEAD_KEYS + i * PAIR_PARTS * TILE_KEYS, old);
+        }
+        weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS]);
+    }
+    MARK(6);
+    __syncthreads();
+    MARK(7);
+    send_core(layer, step);
+    MARK(8);
+}
+
+// Sends eights of rows to the blocks that attend with them.
+__device__ void Decoder::send_qkv() {
+    constexpr u32 VECTORS = QKV_ROWS / 8 * B;
+    if (threadIdx.x >= VECTORS) return;
+    u32 n = threadIdx.x % B, row = rank * QKV_ROWS + threadIdx.x / B * 8, pair = n * H + row % C / D;
+    u32 there = in_block(base(), pair / PAIRS_HERE);
+    uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[threadIdx.x];
+    send(there + offset(&s.qkv[row / C][pair % PAIRS_HERE][row % D]), x, there + barrier(QKV));
+}
+
+// Merges the warps' parts of attention and sends them to all blocks; the cache gets the new keys and values.
+__device__ void Decoder::send_core(u32 layer, u32 step) {
+    constexpr u32 VECTORS = D / 8; // of a pair
+#pragma unroll
+    for (u32 i = threadIdx.x; i < PAIRS_HERE * D; i += THREADS) {
+        u32 here = i / D;
+        float most = NO_SCORE, mass = 0, sum = 0;
+#pragma unroll
+        for (u32 p = 0; p < PAIR_PARTS; p++) most = fmaxf(most, s.attention.mass[here][p].most);
+#pragma unroll
+        for (u32 p = 0; p < PAIR_PARTS; p++) {
+            Mass theirs = s.attention.mass[here][p];
+            float weight = power_of_two(theirs.most - most);
+            mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, s.attention.part[here][p][i % D], sum);
+        }
+        s.outgoing[i] = from_float<bf16>(__fdividef(sum, mass));
+    }
+#if BULK
+    fence_copies();
+#endif
+    __syncthreads();
+#if BULK
+    for (u32 i = threadIdx.x; i < PAIRS_HERE * N; i += THREADS) {
+        u32 here = i % PAIRS_HERE, pair = rank * PAIRS_HERE + here, there = in_block(base(), i / PAIRS_HERE);
+        if (pair < PAIRS) copy_to_block(there + offset(&s.core.row[pair / H][pair % H * D]), shared_address(s.outgoing + here * D), D * sizeof(bf16), there + barrier(CORE));
+    }
+#else
+#pragma unroll
+    for (u32 i = lane; i < PAIRS_HERE * VECTORS; i += WARP) {
+        u32 pair = rank * PAIRS_HERE + i / VECTORS;
+        if (pair >= PAIRS) continue;
+        uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[i];
+#pragma unroll
+        for (u32 j = 0; j < N; j += WARPS) {
+            u32 there = in_block(base(), j + warp);
+            send(there + offset(&s.core.row[pair / H][pair % H * D + i % VECTORS * 8]), x, there + barrier(CORE));
+        }
+    }
+#endif
+#pragma unroll
+    for (u32 i = threadIdx.x; i < 2 * PAIRS_HERE * VECTORS; i += THREADS) {
+        u32 which = i / (PAIRS_HERE * VECTORS), here = i / VECTORS % PAIRS_HERE, pair = rank * PAIRS_HERE + here, n = pair / H, c = i % VECTORS * 8;
+        if (n >= count) continue;
+        u32 past = s.cursor[n].past + step;
+        bf16 *to = (which == 0 ? a.keys : a.values)[layer] + ((u64(first + n) * H + pair % H) * P + past) * D + c;
+        if (past < P) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(&s.qkv[1 + which][here][c]);
+    }
+}
+
+// x += out(core).
+__device__ void Decoder::out(u32 layer) {
+    product<OUT_ROWS / 8, TILES>(ring, s.core, warp * TILES, [&] { await<CORE>(); MARK(9); }).leave(s.partial[warp]);
+    __syncthreads();
+    MARK(10);
+    u32 e = min(threadIdx.x, OUTS - 1);
+    float sum = constants(layer)[OUT_BIAS + Place(e).row];
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) sum += s.partial[w][e];
+    own += sum;
+    publish<MIDDLE>(s.middle, constants(layer) + GAMMA_2);
+    MARK(11);
+}
+
+// x += down(gelu(up(ln2(x)))): a block's rows of hidden stay there, and what they add to the others' rows of the residual is sent.
+__device__ void Decoder::mlp(u32 layer) {
+    product<UP_ROWS / 8, TILES>(ring, s.middle, warp * TILES, [&] { await<MIDDLE>(); MARK(12); norm(s.middle); }).leave(s.partial[warp]);
+    MARK(13);
+    __syncthreads();
+    MARK(14);
+#pragma unroll
+    for (u32 i = threadIdx.x; i < UP_ROWS * B / 2; i += THREADS) {
+        Place place(2 * i);
+        float2 x = normed(constants(layer) + UP_AB, i);
+        *reinterpret_cast<u32 *>(&s.hidden.row[place.sequence][place.row]) = pack(gelu_exact(x.x), gelu_exact(x.y));
+    }
+    MARK(15);
+    auto sums = product<DOWN_EIGHTS, DOWN_TILES>(ring, s.hidden, 0, [&] { __syncthreads(); MARK(16); });
+    MARK(17);
+    sums.each([&](u32 eight, u32 half, float x, float y) {
+        u32 row = (warp * DOWN_EIGHTS + eight) * 8, there = in_block(base(), row / OUT_ROWS);
+        const float *to = s.down[rank] + (row % OUT_ROWS * B + half * 64) + 2 * lane;
+        send(there + offset(to), x, y, there + barrier(DOWN));
+    });
+    MARK(18);
+    u32 e = min(threadIdx.x, OUTS - 1);
+    float sum = constants(layer)[DOWN_BIAS + Place(e).row];
+    await<DOWN>();
+    MARK(19);
+#pragma unroll
+    for (u32 i = 0; i < N; i++) sum += s.down[i][e];
+    own += sum;
+    publish<RESIDUAL>(s.residual, layer + 1 < LAYERS ? constants(layer + 1) + GAMMA_1 : s.constants + FINAL_GAMMA);
+    MARK(20);
+}
+
+// logits = final_norm(x) . token, to all blocks, which all pick every sequence's next token. The noise of the draw is made meanwhile.
+__device__ void Decoder::head(u32 step) {
+    typedef Scores<(V + WARP - 1) / WARP, WholeWarp> RowScores;
+    auto noise = [&](u32 n) { return [=](u32 token) { return gumbel(token, s.cursor[n].step + step, s.rule[n]); }; };
+    Sums<HEAD_ROWS / 8> sums;
+    const char *weights = a.stream + u64(N) * WARPS * STREAM_BYTES + (rank * WARPS + warp) * HEAD_BYTES;
+    uint2 w[HEAD_UNITS];
+#pragma unroll
+    for (u32 i = 0; i < HEAD_UNITS; i++) w[i] = reinterpret_cast<const uint2 *>(weights + i * UNIT)[lane];
+    Sampling rule = s.rule[warp];
+    RowScores scores(rule, {}, noise(warp));
+    await<RESIDUAL>();
+    norm(s.residual);
+    MARK(21);
+    sums.add(w, 0, s.residual, warp * TILES);
+    sums.leave(s.partial[warp]);
+    __syncthreads();
+    MARK(22);
+    // To every block, a sequence's rows together.
+#pragma unroll
+    for (u32 i = threadIdx.x; i < HEAD_ROWS * B / 2 * N; i += THREADS) {
+        u32 e = i % (HEAD_ROWS * B / 2), v = rank * HEAD_ROWS + Place(2 * e).row, there = in_block(base(), i / (HEAD_ROWS * B / 2));
+        float2 x = normed(s.constants + HEAD_AB, e);
+        u32 at = there + offset(&s.logits[Place(2 * e).sequence][v]);
+        if (v < V) send(at, x.x, there + barrier(LOGITS));
+        if (v + 1 < V) send(at + sizeof(float), x.y, there + barrier(LOGITS));
+    }
+    MARK(23);
+    await<LOGITS>();
+    MARK(24);
+    scores.read(s.logits[warp]);
+    u32 token = scores.pick();
+    if (lane == 0) s.token[warp] = token;
+    MARK(25);
+    if (warp + WARPS < count) {
+        Sampling rule = s.rule[warp + WARPS];
+        RowScores scores(rule, {}, noise(warp + WARPS));
+        scores.read(s.logits[warp + WARPS]);
+        u32 token = scores.pick();
+        if (lane == 0) s.token[warp + WARPS] = token;
+    }
+    __syncthreads();
+}
+
+__device__ inline void generate(const BatchArguments &a, Shared &s, u32 first, u32 count) {
+    Decoder decoder(a, s, first, count);
+    u32 issued = a.state->issued, n = threadIdx.x;
+    bool speaks = decoder.rank == 0 && n < count;
+#pragma unroll 1
+    for (u32 step = 0; step < a.steps; step++) {
+        decoder.embed(step);
+#pragma unroll 1
+        for (u32 layer = 0; layer < LAYERS; layer++) {
+            decoder.attention(layer, step);
+            decoder.out(layer);
+            decoder.mlp(layer);
+        }
+        decoder.head(step);
+        if (speaks) a.outbox[u64((issued + step) % a.slots) * a.batch + first + n] = u64(issued + step + 1) << 32 | s.token[n];
+    }
+    if (decoder.rank > 0) return;
+    for (u32 i = threadIdx.x; i < count * V; i += THREADS) a.logits[u64(first) * V + i] = s.logits[i / V][i % V];
+    if (speaks) {
+        a.tokens[first + n] = s.token[n];
+        a.cursor[first + n] = {s.cursor[n].past + a.steps, s.cursor[n].step + a.steps, 1};
+    }
+}
+
+// Whoever is the last of the launch counts the rows issued: by then all have read the count.
+__device__ inline void finish(const BatchArguments &a) {
+    __threadfence();
+    if (atomicAdd(&a.state->finished, 1) + 1 < gridDim.x) return;
+    a.state->finished = 0, a.state->issued += a.steps;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(decode_batch)(const __grid_constant__ BatchArguments a) {
+    extern __shared__ __align__(128) char memory[];
+    Shared &s = *reinterpret_cast<Shared *>(memory);
+    u32 rank = cluster_rank(), cluster = blockIdx.x / N, clusters = gridDim.x / N;
+    u32 first = cluster * a.batch / clusters, count = (cluster + 1) * a.batch / clusters - first;
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (u32 i = 0; i < HANDOFFS; i++) {
+            barrier_init(shared_address(&s.arrived[i]), 1);
+            barrier_expect(shared_address(&s.arrived[i]), Decoder::bytes(i, rank));
+        }
+#pragma unroll 1
+        for (u32 i = 0; i < WARPS * SLOTS_MAX; i++) barrier_init(shared_address(&s.full[0][i]), 1);
+        publish_barriers();
+    }
+    if (threadIdx.x < B) {
+        u32 n = first + min(threadIdx.x, count - 1);
+        s.cursor[threadIdx.x] = a.cursor[n], s.token[threadIdx.x] = a.tokens[n], s.rule[threadIdx.x] = sampling(V, n, *a.state);
+    }
+    for (u32 i = threadIdx.x; i < CONSTANTS; i += blockDim.x) s.constants[i] = a.constants[u64(rank) * CONSTANTS + i];
+    for (u32 i = threadIdx.x; i < V; i += blockDim.x) s.token_mean[i] = a.token_mean[i];
+    for (u32 i = threadIdx.x; i < V * OUT_ROWS / 8; i += blockDim.x) {
+        u32 v = i / (OUT_ROWS / 8), c = i % (OUT_ROWS / 8) * 8;
+        *reinterpret_cast<uint4 *>(&s.table[v][c]) = *reinterpret_cast<const uint4 *>(a.token + u64(v) * C + rank * OUT_ROWS + c);
+    }
+    __syncthreads();
+    cluster_barrier();
+#ifdef STREAMONLY
+    Ring ring(s, a.stream + u64(rank * WARPS + threadIdx.x / WARP) * STREAM_BYTES, a.steps * LAYERS);
+    for (u32 i = 0; i < a.steps * LAYERS * LAYER_UNITS / Ring::UNITS; i++) { uint2 w[Ring::UNITS]; ring.read(w); for (u32 j = 0; j < Ring::UNITS; j++) asm volatile("" :: "r"(w[j].x), "r"(w[j].y)); ring.release(); }
+#else
+    generate(a, s, first, count);
+#endif
+    __syncthreads();
+    if (threadIdx.x == 0) finish(a);
+    cluster_barrier(); // a block's shared memory stays until nobody sends to it
+}
