@@ -1,7 +1,7 @@
-// Attention of one query of one head, on tensor cores: PAIR_PARTS warps take 16 keys in turn, each up to TILES_AHEAD times 16 at once.
+// Attention of one query of one head, on tensor cores: PAIR_PARTS warps take 16 keys in turn, each TILES_AHEAD times 16 at once.
 //
-// The query fills eight equal rows of the first operand, so that a lane gets the scores of the keys whose probabilities the next product wants of
-// it, as in flash attention.
+// Of scores, keys are the first operand: a lane's four words of a key are the words of two rows, those of even columns of the other operand and those of
+// odd ones, and the score is what both make. Of weighted values, probabilities are the first operand, in eight equal rows.
 #pragma once
 #include "batch_product.cuh"
 
@@ -18,10 +18,6 @@ __device__ inline float quad_sum(float x) {
     x += __shfl_xor_sync(ALL_LANES, x, 1);
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
-__device__ inline float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
 
 // Words of the cache, read through L2, where the newest rows are.
 template <u32 WORDS> __device__ void load_words(u32 (&to)[WORDS], const bf16 *from) {
@@ -34,31 +30,36 @@ template <u32 WORDS> __device__ void load_words(u32 (&to)[WORDS], const bf16 *fr
     }
 }
 
-// 16 keys with their values, as a warp holds them: of keys l / 4 and l / 4 + 8 the channels 32 j + 8 (l % 4) .. + 7; of keys 2 (l % 4), the next,
-// and the same 8 further on the values' channels WIDE (l / 4) .. + WIDE - 1.
+// Hides where an address comes from: else the compiler makes it anew for every load.
+__device__ inline const bf16 *plain_address(const bf16 *p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
+
+// 16 keys with their values, as a warp holds them: of keys l / 4 and l / 4 + 8 the channels 32 j + 8 (l % 4) .. + 7; of keys 2 (l % 4), that and 8,
+// the next, and that and 8, the values' channels WIDE (l / 4) .. + WIDE - 1.
 struct Keys {
     u32 key[2][D / 32][4], value[4][WIDE / 2];
 
     static __device__ u32 key_index(u32 i) { return i * 8 + threadIdx.x % WARP / 4; }
-    static __device__ u32 value_index(u32 i) { return i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
+    static __device__ u32 value_index(u32 i) { return i % 2 * 8 + threadIdx.x % 4 * 2 + i / 2; }
 
-    // Those from `first` on, up to `count`; others are 0.
-    __device__ void load(const bf16 *keys, const bf16 *values, u32 first, u32 count) {
-        u32 lane = threadIdx.x % WARP;
+    // The first `count` of those at `keys`, or `values`, this lane's part of the first one; the others are 0.
+    __device__ void load_keys(const bf16 *keys, int count) {
 #pragma unroll
         for (u32 i = 0; i < 2; i++)
 #pragma unroll
             for (u32 j = 0; j < D / 32; j++) {
-                u32 k = first + key_index(i);
                 key[i][j][0] = key[i][j][1] = key[i][j][2] = key[i][j][3] = 0;
-                if (k < count) load_words(key[i][j], keys + u64(k) * D + j * 32 + lane % 4 * 8);
+                if (int(key_index(i)) < count) load_words(key[i][j], keys + i * 8 * D + j * 32);
             }
+    }
+    __device__ void load_values(const bf16 *values, int count) {
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            u32 k = first + value_index(i);
 #pragma unroll
             for (u32 w = 0; w < WIDE / 2; w++) value[i][w] = 0;
-            if (k < count) load_words(value[i], values + u64(k) * D + lane / 4 * WIDE);
+            if (int(value_index(i)) < count) load_words(value[i], values + (i % 2 * 8 + i / 2) * D);
         }
     }
     // Puts the new token's in their place.
@@ -88,40 +89,31 @@ struct Weighted {
     __device__ void add(const Keys (&keys)[TILES_AHEAD], const bf16 *q, u32 first, u32 newest) {
         const float factor = rsqrtf(float(D)) * 1.4426950408889634f; // to powers of two
         u32 lane = threadIdx.x % WARP;
-        float score[TILES_AHEAD][2][4] = {};
+        const u32 *words = reinterpret_cast<const u32 *>(q) + lane % 4 * 4 + lane / 4 % 2;
+        float score[TILES_AHEAD * 2][4] = {}, p[TILES_AHEAD * 2], largest = most;
 #pragma unroll
-        for (u32 j = 0; j < D / 32; j++) {
-            uint4 x = *reinterpret_cast<const uint4 *>(q + j * 32 + lane % 4 * 8);
-            u32 low[4] = {x.x, 0, x.y, 0}, high[4] = {x.z, 0, x.w, 0};
+        for (u32 j = 0; j < D / 32; j++)
 #pragma unroll
-            for (u32 i = 0; i < TILES_AHEAD; i++) {
-                if (first + i * PAIR_PARTS * TILE_KEYS > newest) continue;
+            for (u32 i = 0; i < TILES_AHEAD * 2; i++) multiply(score[i], keys[i / 2].key[i % 2][j], words[j * 16], words[j * 16 + 2]);
+        int last = int(newest) - int(first);
 #pragma unroll
-                for (u32 half = 0; half < 2; half++) multiply(score[i][half], low, keys[i].key[half][j][0], keys[i].key[half][j][1]);
-#pragma unroll
-                for (u32 half = 0; half < 2; half++) multiply(score[i][half], high, keys[i].key[half][j][2], keys[i].key[half][j][3]);
-            }
+        for (u32 i = 0; i < TILES_AHEAD * 2; i++) {
+            bool there = int(i / 2 * PAIR_PARTS * TILE_KEYS + Keys::key_index(i % 2)) <= last;
+            p[i] = there ? (score[i][0] + score[i][3]) * factor : 2 * NO_SCORE;
+            largest = fmaxf(largest, p[i]);
         }
-        float largest = most;
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD * 4; i++) {
-            float &s = score[i / 4][i / 2 % 2][i % 2];
-            s = first + i / 4 * PAIR_PARTS * TILE_KEYS + Keys::value_index(i % 4) <= newest ? s * factor : 2 * NO_SCORE;
-            largest = fmaxf(largest, s);
-        }
-        largest = quad_max(largest);
+        for (int lanes = 4; lanes < WARP; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, lanes));
         float shrink = power_of_two(most - largest);
         mass *= shrink, most = largest;
 #pragma unroll
         for (u32 i = 0; i < WIDE; i++) sum[i][0] *= shrink, sum[i][1] *= shrink;
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD; i++) {
-            if (first + i * PAIR_PARTS * TILE_KEYS > newest) continue;
-            float p[4];
+        for (u32 i = 0; i < TILES_AHEAD * 2; i++) p[i] = power_of_two(p[i] - largest), mass += p[i];
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) p[j] = power_of_two(score[i][j / 2][j % 2] - largest);
-            mass += (p[0] + p[1]) + (p[2] + p[3]);
-            u32 a[4] = {pack(p[0], p[1]), 0, pack(p[2], p[3]), 0};
+        for (u32 i = 0; i < TILES_AHEAD; i++) {
+            u32 both = pack(p[2 * i], p[2 * i + 1]), from = lane % 4 * 8;
+            u32 a[4] = {__shfl_sync(ALL_LANES, both, from), 0, __shfl_sync(ALL_LANES, both, from + 4), 0};
 #pragma unroll
             for (u32 c = 0; c < WIDE; c++) {
                 u32 half = c % 2 ? 0x7632 : 0x5410;
@@ -134,7 +126,8 @@ struct Weighted {
     // Leaves them: each lane below 4 has D / 4 channels.
     __device__ void leave(float *part, Mass &to) {
         u32 lane = threadIdx.x % WARP;
-        mass = quad_sum(mass);
+#pragma unroll
+        for (int lanes = 4; lanes < WARP; lanes *= 2) mass += __shfl_xor_sync(ALL_LANES, mass, lanes);
         if (lane == 0) to = {most, mass};
         if (lane >= 4) return;
 #pragma unroll

@@ -10,6 +10,7 @@
 #define ENTRY(NAME) NAME##_bf16
 
 constexpr u32 C = CHANNELS, H = HEADS, D = C / H, F = WIDTH, P = CONTEXT, V = VOCAB, N = CLUSTER, B = SEQUENCES;
+// Warps that compute. Four more, of which one thread fills the ring, give their registers up.
 constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
 static_assert(B <= 16 && (D == 32 || D == 64), "what the tiles of tensor cores hold");
 static_assert(C % (8 * N) == 0 && C % (8 * WARPS) == 0 && F % (16 * N) == 0, "rows come in eights");
@@ -32,8 +33,8 @@ constexpr u32 UNIT_LEN = 8 * 16, UNIT = UNIT_LEN * sizeof(bf16);
 constexpr u32 TILES = C / 16 / WARPS, DOWN_TILES = UP_ROWS / 16, DOWN_EIGHTS = C / 8 / WARPS;
 constexpr u32 QKV_UNITS = QKV_ROWS / 8 * TILES, OUT_UNITS = OUT_ROWS / 8 * TILES, UP_UNITS = UP_ROWS / 8 * TILES,
               DOWN_UNITS = DOWN_EIGHTS * DOWN_TILES, LAYER_UNITS = QKV_UNITS + OUT_UNITS + UP_UNITS + DOWN_UNITS, HEAD_UNITS = HEAD_ROWS / 8 * TILES;
-// A warp's stream; its weights of the head, which lie behind all streams.
-constexpr u32 STREAM_BYTES = LAYERS * LAYER_UNITS * UNIT, HEAD_BYTES = HEAD_UNITS * UNIT;
+// A block's stream; a warp's weights of the head, which lie behind all streams.
+constexpr u32 STREAM_BYTES = LAYERS * LAYER_UNITS * UNIT * WARPS, HEAD_BYTES = HEAD_UNITS * UNIT;
 
 // ---- a block's constants: float32, kept in shared memory ----
 
@@ -80,7 +81,7 @@ static_assert(PAIRS_HERE * PAIR_PARTS <= WARPS, "a warp attends to one pair");
 
 struct Shared {
     u64 arrived[HANDOFFS];
-    u64 full[WARPS][SLOTS_MAX]; // of the rings' slots
+    u64 full[SLOTS_MAX], empty[SLOTS_MAX]; // of the ring's slots
     NormInput residual, middle;
     Input<C> core;
     Input<UP_ROWS> hidden; // of this block
@@ -96,6 +97,7 @@ struct Shared {
             Mass mass[PAIRS_HERE][PAIR_PARTS];
         } attention;
     };
+    u32 first, count; // the cluster's sequences, in the batch
     Norm norm[B];
     float shift[B]; // of each row of the residual: its mean at the last norm
     u32 token[B];

@@ -5,6 +5,9 @@
 #pragma once
 #include "batch_ring.cuh"
 
+// The warps that compute meet.
+__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
 // The fragment of tile `tile` of 16 channels: of a lane's two sequences four channels each, those of its part of a unit.
 template <typename X> __device__ void load_fragment(u32 (&a)[4], const X &x, u32 tile) {
     u32 lane = threadIdx.x % WARP, n = lane / 4, k = tile * 16 + lane % 4 * 4;
@@ -24,52 +27,39 @@ template <u32 EIGHTS> struct Sums {
     static constexpr u32 CHAINS = EIGHTS > 3 ? 1 : 2;
     float sum[CHAINS][EIGHTS][4] = {};
 
-    // Adds the units from `first` on, tile by tile from `tile` of x on.
-    template <u32 COUNT, typename X> __device__ void add(const uint2 (&w)[COUNT], u32 first, const X &x, u32 tile) {
-        u32 a[4];
+    // Adds units, tile by tile from `tile` of x on.
+    template <u32 COUNT, typename X> __device__ void add(const uint2 (&w)[COUNT], const X &x, u32 tile) {
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i++) {
-            u32 passed = (first + i) / EIGHTS, eight = (first + i) % EIGHTS;
-            if (i == 0 || eight == 0) load_fragment(a, x, tile + passed);
-            multiply(sum[passed % CHAINS][eight], a, w[i].x, w[i].y);
+        for (u32 t = 0; t < COUNT / EIGHTS; t++) {
+            u32 a[4];
+            load_fragment(a, x, tile + t);
+#pragma unroll
+            for (u32 e = 0; e < EIGHTS; e++) multiply(sum[t % CHAINS][e], a, w[t * EIGHTS + e].x, w[t * EIGHTS + e].y);
         }
     }
-    // f(eight, half, x, y): rows 2 (l % 4) and the next of an eight, of sequence l / 4 + 8 half.
+    // f(eight, sums): rows 2 (l % 4) and the next of an eight, first of sequence l / 4, then of l / 4 + 8.
     template <typename F> __device__ void each(F f) const {
 #pragma unroll
-        for (u32 eight = 0; eight < EIGHTS; eight++)
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                const float *low = sum[0][eight] + half * 2, *high = sum[CHAINS - 1][eight] + half * 2;
-                bool both = CHAINS > 1;
-                if (threadIdx.x % WARP / 4 + half * 8 < B) f(eight, half, both ? low[0] + high[0] : low[0], both ? low[1] + high[1] : low[1]);
-            }
+        for (u32 eight = 0; eight < EIGHTS; eight++) {
+            float4 all = make_float4(sum[0][eight][0], sum[0][eight][1], sum[0][eight][2], sum[0][eight][3]);
+            const float *other = sum[CHAINS - 1][eight];
+            if (CHAINS > 1) all = make_float4(all.x + other[0], all.y + other[1], all.z + other[2], all.w + other[3]);
+            f(eight, all);
+        }
     }
     // Leaves them for the block.
     __device__ void leave(float *partial) const {
-        each([&](u32 eight, u32 half, float x, float y) {
-            reinterpret_cast<float2 *>(partial + eight * 8 * B)[half * WARP + threadIdx.x % WARP] = make_float2(x, y);
+        u32 lane = threadIdx.x % WARP;
+        each([&](u32 eight, float4 x) {
+            float2 *to = reinterpret_cast<float2 *>(partial + eight * 8 * B) + lane;
+            if (has_first()) to[0] = make_float2(x.x, x.y);
+            if (has_second()) to[WARP] = make_float2(x.z, x.w);
         });
     }
+    // Whether there are the lane's two sequences.
+    static __device__ bool has_first() { return B >= 8 || threadIdx.x % WARP / 4 < B; }
+    static __device__ bool has_second() { return threadIdx.x % WARP / 4 + 8 < B; }
 };
-
-// The product of x, from its tile `tile` on, with the ring's next EIGHTS eights of rows over COUNT tiles. The first weights are in registers
-// before `await_x`.
-template <u32 EIGHTS, u32 COUNT, typename X, typename Await>
-__device__ Sums<EIGHTS> product(Ring &ring, const X &x, u32 tile, Await await_x) {
-    constexpr u32 SLOTS = EIGHTS * COUNT / Ring::UNITS;
-    Sums<EIGHTS> sums;
-    uint2 held[2][Ring::UNITS];
-    ring.read(held[0]);
-    await_x();
-#pragma unroll
-    for (u32 i = 0; i < SLOTS; i++) {
-        if (i + 1 < SLOTS) ring.read(held[(i + 1) % 2]);
-        sums.add(held[i % 2], i * Ring::UNITS, x, tile);
-        ring.release();
-    }
-    return sums;
-}
 
 // Elements 2 i and 2 i + 1 of what all warps have.
 __device__ inline float2 summed(const float (&partial)[WARPS][ROWS_MAX * B], u32 i) {

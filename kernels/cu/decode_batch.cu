@@ -9,6 +9,7 @@
 // Grid: clusters of N blocks of 8 warps; the batch is spread evenly over them, and what a cluster has not to do it does for nobody. Needs sm_90.
 // Deterministic. Launcher: src/decoder/batch.rs.
 #include "batch_attention.cuh"
+#include "hopper.cuh"
 
 struct BatchArguments {
     const char *stream;                      // decode_batch_pack.cu
@@ -32,18 +33,17 @@ __device__ inline float gelu_exact(float x) { return 0.5f * x * (1.0f + erff(x *
 #define MARK(i)
 #endif
 
-// A block's thread.
+// A thread that computes.
 struct Decoder {
     const BatchArguments &a;
     Shared &s;
-    const u32 rank, warp, lane, first, count; // the cluster's sequences: `count` of the batch from `first` on
+    const u32 rank, warp, lane;
     Ring ring;
     u32 parities = 0; // of the handoffs awaited next
     float own = 0;    // an element of the residual: that of Place(threadIdx.x)
 
-    __device__ Decoder(const BatchArguments &a, Shared &s, u32 first, u32 count)
-        : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), first(first), count(count),
-          ring(s, a.stream + u64(rank * WARPS + warp) * STREAM_BYTES, a.steps * LAYERS) {}
+    __device__ Decoder(const BatchArguments &a, Shared &s)
+        : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), ring(s) {}
 
     // ---- handoffs ----
 
@@ -82,7 +82,7 @@ struct Decoder {
 #if BULK
         fence_copies();
 #endif
-        __syncthreads();
+        meet();
         if (lane < B) {
             Moments all = {0, 0};
 #pragma unroll
@@ -141,6 +141,17 @@ struct Decoder {
         return make_float2(fmaf(n.scale, fmaf(-n.mean, x.x, dot.x), x.y), fmaf(n.scale, fmaf(-n.mean, x.z, dot.y), x.w));
     }
 
+    // f(i, elements 2 i and 2 i + 1) for the thread's elements of so many rows; all are read before the first is used.
+    template <u32 ROWS, typename F> __device__ void each_normed(const float *ab, F f) const {
+        constexpr u32 COUNT = ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
+        float2 x[EACH];
+#pragma unroll
+        for (u32 j = 0; j < EACH; j++) x[j] = normed(ab, min(j * THREADS + threadIdx.x, COUNT - 1));
+#pragma unroll
+        for (u32 j = 0; j < EACH; j++)
+            if (j * THREADS + threadIdx.x < COUNT) f(j * THREADS + threadIdx.x, x[j]);
+    }
+
     __device__ const float *constants(u32 layer) const { return s.constants + layer * LAYER_CONSTANTS; }
 
     __device__ void embed(u32 step);
@@ -158,34 +169,48 @@ __device__ void Decoder::embed(u32 step) {
     u32 token = min(s.token[place.sequence], V - 1), position = min(s.cursor[place.sequence].past + step, P - 1);
     own = to_float(s.table[token][place.row]) + to_float(a.position[u64(position) * C + rank * OUT_ROWS + place.row]);
     if (place.row == 0) s.shift[place.sequence] = s.token_mean[token] + a.position_mean[position];
-    __syncthreads();
+    meet();
     publish<RESIDUAL>(s.residual, constants(0) + GAMMA_1);
 }
 
 // q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys are on their way meanwhile.
 __device__ void Decoder::attention(u32 layer, u32 step) {
     u32 here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H, past = min(s.cursor[n].past + step, P);
-    bool busy = here < PAIRS_HERE && pair < PAIRS && n < count;
-    u64 cached = (u64(first + n) * H + h) * P * D;
-    const bf16 *keys = a.keys[layer] + cached, *values = a.values[layer] + cached;
+    bool busy = here < PAIRS_HERE && pair < PAIRS && n < s.count;
+    u64 cached = (u64(s.first + n) * H + h) * P * D;
     u32 start = warp % PAIR_PARTS * TILE_KEYS, old = busy ? past : 0;
+    cached += start * D;
+    const bf16 *keys = plain_address(a.keys[layer] + cached + lane / 4 * D + lane % 4 * 8);
+    const bf16 *values = plain_address(a.values[layer] + cached + lane % 4 * 2 * D + lane / 4 * WIDE);
     Keys held[TILES_AHEAD];
+    auto load_keys = [&](int left) {
 #pragma unroll
-    for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load(keys, values, start + i * PAIR_PARTS * TILE_KEYS, old);
+        for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
+    };
+    auto load_values = [&](int left) {
+#pragma unroll
+        for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_values(values + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
+    };
+    load_keys(int(old) - int(start));
     MARK(0);
-    product<QKV_ROWS / 8, TILES>(ring, s.residual, warp * TILES, [&] { await<RESIDUAL>(); MARK(1); norm(s.residual); }).leave(s.partial[warp]);
+    uint2 w[QKV_UNITS];
+    ring.read(w);
+    MARK(26);
+    await<RESIDUAL>();
+    MARK(1);
+    norm(s.residual);
+    Sums<QKV_ROWS / 8> sums;
+    sums.add(w, s.residual, warp * TILES);
+    sums.leave(s.partial[warp]);
+    load_values(int(old) - int(start));
     MARK(2);
-    __syncthreads();
+    meet();
     MARK(3);
-#pragma unroll
-    for (u32 i = threadIdx.x; i < QKV_ROWS * B / 2; i += THREADS) {
-        float2 x = normed(constants(layer) + QKV_AB, i);
-        reinterpret_cast<u32 *>(s.outgoing)[i] = pack(x.x, x.y);
-    }
-    __syncthreads();
+    each_normed<QKV_ROWS>(constants(layer) + QKV_AB, [&](u32 i, float2 x) { reinterpret_cast<u32 *>(s.outgoing)[i] = pack(x.x, x.y); });
+    meet();
     send_qkv();
     MARK(4);
-    await<QKV>();
+    if (rank * PAIRS_HERE < PAIRS) await<QKV>(); // of nothing, phases would end before all have seen them
     MARK(5);
     if (here < PAIRS_HERE) {
         Weighted weighted;
@@ -198,13 +223,14 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
                 if (tile <= old && old < tile + TILE_KEYS) held[i].insert(old - tile, k, v);
             }
             weighted.add(held, s.qkv[0][here], at, old);
-#pragma unroll
-            for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load(keys, values, at + AHEAD_KEYS + i * PAIR_PARTS * TILE_KEYS, old);
+            if (at + AHEAD_KEYS > old) continue;
+            keys = plain_address(keys + AHEAD_KEYS * D), values = plain_address(values + AHEAD_KEYS * D);
+            load_keys(int(old) - int(at + AHEAD_KEYS)), load_values(int(old) - int(at + AHEAD_KEYS));
         }
         weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS]);
     }
     MARK(6);
-    __syncthreads();
+    meet();
     MARK(7);
     send_core(layer, step);
     MARK(8);
@@ -240,7 +266,7 @@ __device__ void Decoder::send_core(u32 layer, u32 step) {
 #if BULK
     fence_copies();
 #endif
-    __syncthreads();
+    meet();
 #if BULK
     for (u32 i = threadIdx.x; i < PAIRS_HERE * N; i += THREADS) {
         u32 here = i % PAIRS_HERE, pair = rank * PAIRS_HERE + here, there = in_block(base(), i / PAIRS_HERE);
@@ -262,17 +288,23 @@ __device__ void Decoder::send_core(u32 layer, u32 step) {
 #pragma unroll
     for (u32 i = threadIdx.x; i < 2 * PAIRS_HERE * VECTORS; i += THREADS) {
         u32 which = i / (PAIRS_HERE * VECTORS), here = i / VECTORS % PAIRS_HERE, pair = rank * PAIRS_HERE + here, n = pair / H, c = i % VECTORS * 8;
-        if (n >= count) continue;
+        if (n >= s.count) continue;
         u32 past = s.cursor[n].past + step;
-        bf16 *to = (which == 0 ? a.keys : a.values)[layer] + ((u64(first + n) * H + pair % H) * P + past) * D + c;
+        bf16 *to = (which == 0 ? a.keys : a.values)[layer] + ((u64(s.first + n) * H + pair % H) * P + past) * D + c;
         if (past < P) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(&s.qkv[1 + which][here][c]);
     }
 }
 
 // x += out(core).
 __device__ void Decoder::out(u32 layer) {
-    product<OUT_ROWS / 8, TILES>(ring, s.core, warp * TILES, [&] { await<CORE>(); MARK(9); }).leave(s.partial[warp]);
-    __syncthreads();
+    uint2 w[OUT_UNITS];
+    ring.read(w);
+    await<CORE>();
+    MARK(9);
+    Sums<OUT_ROWS / 8> sums;
+    sums.add(w, s.core, warp * TILES);
+    sums.leave(s.partial[warp]);
+    meet();
     MARK(10);
     u32 e = min(threadIdx.x, OUTS - 1);
     float sum = constants(layer)[OUT_BIAS + Place(e).row];
@@ -285,23 +317,36 @@ __device__ void Decoder::out(u32 layer) {
 
 // x += down(gelu(up(ln2(x)))): a block's rows of hidden stay there, and what they add to the others' rows of the residual is sent.
 __device__ void Decoder::mlp(u32 layer) {
-    product<UP_ROWS / 8, TILES>(ring, s.middle, warp * TILES, [&] { await<MIDDLE>(); MARK(12); norm(s.middle); }).leave(s.partial[warp]);
+    uint2 w[UP_UNITS];
+    ring.read(w);
+    MARK(27);
+    await<MIDDLE>();
+    MARK(12);
+    norm(s.middle);
+    Sums<UP_ROWS / 8> sums;
+    sums.add(w, s.middle, warp * TILES);
+    sums.leave(s.partial[warp]);
     MARK(13);
-    __syncthreads();
+    uint2 v[DOWN_UNITS];
+    ring.read(v);
+    MARK(28);
+    meet();
     MARK(14);
-#pragma unroll
-    for (u32 i = threadIdx.x; i < UP_ROWS * B / 2; i += THREADS) {
+    each_normed<UP_ROWS>(constants(layer) + UP_AB, [&](u32 i, float2 x) {
         Place place(2 * i);
-        float2 x = normed(constants(layer) + UP_AB, i);
         *reinterpret_cast<u32 *>(&s.hidden.row[place.sequence][place.row]) = pack(gelu_exact(x.x), gelu_exact(x.y));
-    }
+    });
     MARK(15);
-    auto sums = product<DOWN_EIGHTS, DOWN_TILES>(ring, s.hidden, 0, [&] { __syncthreads(); MARK(16); });
+    meet();
+    MARK(16);
+    Sums<DOWN_EIGHTS> parts;
+    parts.add(v, s.hidden, 0);
     MARK(17);
-    sums.each([&](u32 eight, u32 half, float x, float y) {
-        u32 row = (warp * DOWN_EIGHTS + eight) * 8, there = in_block(base(), row / OUT_ROWS);
-        const float *to = s.down[rank] + (row % OUT_ROWS * B + half * 64) + 2 * lane;
-        send(there + offset(to), x, y, there + barrier(DOWN));
+    parts.each([&](u32 eight, float4 x) {
+        u32 first = warp * DOWN_EIGHTS + eight, there = in_block(base(), first / (OUT_ROWS / 8)), to = there + offset(s.down[rank]);
+        to += (first % (OUT_ROWS / 8) * 8 * B + 2 * lane) * sizeof(float);
+        if (parts.has_first()) send(to, x.x, x.y, there + barrier(DOWN));
+        if (parts.has_second()) send(to + 64 * sizeof(float), x.z, x.w, there + barrier(DOWN));
     });
     MARK(18);
     u32 e = min(threadIdx.x, OUTS - 1);
@@ -320,7 +365,7 @@ __device__ void Decoder::head(u32 step) {
     typedef Scores<(V + WARP - 1) / WARP, WholeWarp> RowScores;
     auto noise = [&](u32 n) { return [=](u32 token) { return gumbel(token, s.cursor[n].step + step, s.rule[n]); }; };
     Sums<HEAD_ROWS / 8> sums;
-    const char *weights = a.stream + u64(N) * WARPS * STREAM_BYTES + (rank * WARPS + warp) * HEAD_BYTES;
+    const char *weights = a.stream + u64(N) * STREAM_BYTES + (rank * WARPS + warp) * HEAD_BYTES;
     uint2 w[HEAD_UNITS];
 #pragma unroll
     for (u32 i = 0; i < HEAD_UNITS; i++) w[i] = reinterpret_cast<const uint2 *>(weights + i * UNIT)[lane];
@@ -329,9 +374,9 @@ __device__ void Decoder::head(u32 step) {
     await<RESIDUAL>();
     norm(s.residual);
     MARK(21);
-    sums.add(w, 0, s.residual, warp * TILES);
+    sums.add(w, s.residual, warp * TILES);
     sums.leave(s.partial[warp]);
-    __syncthreads();
+    meet();
     MARK(22);
     // To every block, a sequence's rows together.
 #pragma unroll
@@ -349,19 +394,19 @@ __device__ void Decoder::head(u32 step) {
     u32 token = scores.pick();
     if (lane == 0) s.token[warp] = token;
     MARK(25);
-    if (warp + WARPS < count) {
+    if (warp + WARPS < s.count) {
         Sampling rule = s.rule[warp + WARPS];
         RowScores scores(rule, {}, noise(warp + WARPS));
         scores.read(s.logits[warp + WARPS]);
         u32 token = scores.pick();
         if (lane == 0) s.token[warp + WARPS] = token;
     }
-    __syncthreads();
+    meet();
 }
 
-__device__ inline void generate(const BatchArguments &a, Shared &s, u32 first, u32 count) {
-    Decoder decoder(a, s, first, count);
-    u32 issued = a.state->issued, n = threadIdx.x;
+__device__ inline void generate(const BatchArguments &a, Shared &s) {
+    Decoder decoder(a, s);
+    u32 first = s.first, count = s.count, issued = a.state->issued, n = threadIdx.x;
     bool speaks = decoder.rank == 0 && n < count;
 #pragma unroll 1
     for (u32 step = 0; step < a.steps; step++) {
@@ -390,19 +435,20 @@ __device__ inline void finish(const BatchArguments &a) {
     a.state->finished = 0, a.state->issued += a.steps;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(decode_batch)(const __grid_constant__ BatchArguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode_batch)(const __grid_constant__ BatchArguments a) {
     extern __shared__ __align__(128) char memory[];
     Shared &s = *reinterpret_cast<Shared *>(memory);
     u32 rank = cluster_rank(), cluster = blockIdx.x / N, clusters = gridDim.x / N;
     u32 first = cluster * a.batch / clusters, count = (cluster + 1) * a.batch / clusters - first;
     if (threadIdx.x == 0) {
+        s.first = first, s.count = count;
 #pragma unroll
         for (u32 i = 0; i < HANDOFFS; i++) {
             barrier_init(shared_address(&s.arrived[i]), 1);
             barrier_expect(shared_address(&s.arrived[i]), Decoder::bytes(i, rank));
         }
 #pragma unroll 1
-        for (u32 i = 0; i < WARPS * SLOTS_MAX; i++) barrier_init(shared_address(&s.full[0][i]), 1);
+        for (u32 i = 0; i < SLOTS_MAX; i++) barrier_init(shared_address(&s.full[i]), 1), barrier_init(shared_address(&s.empty[i]), WARPS);
         publish_barriers();
     }
     if (threadIdx.x < B) {
@@ -417,12 +463,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) ENTRY(decode_batch)(con
     }
     __syncthreads();
     cluster_barrier();
-#ifdef STREAMONLY
-    Ring ring(s, a.stream + u64(rank * WARPS + threadIdx.x / WARP) * STREAM_BYTES, a.steps * LAYERS);
-    for (u32 i = 0; i < a.steps * LAYERS * LAYER_UNITS / Ring::UNITS; i++) { uint2 w[Ring::UNITS]; ring.read(w); for (u32 j = 0; j < Ring::UNITS; j++) asm volatile("" :: "r"(w[j].x), "r"(w[j].y)); ring.release(); }
-#else
-    generate(a, s, first, count);
+    if (threadIdx.x < THREADS) {
+        take_registers<240>();
+#ifdef FREQ
+        long long c0 = clock64(), t0; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t0));
 #endif
+        generate(a, s);
+#ifdef FREQ
+        long long c1 = clock64(), t1; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t1)); if (blockIdx.x + threadIdx.x == 0) freq[0] = c1 - c0, freq[1] = t1 - t0;
+#endif
+    } else {
+        give_registers<24>();
+        if (threadIdx.x == THREADS) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
+        __syncwarp();
+    }
     __syncthreads();
     if (threadIdx.x == 0) finish(a);
     cluster_barrier(); // a block's shared memory stays until nobody sends to it

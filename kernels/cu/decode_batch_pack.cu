@@ -43,8 +43,9 @@ __device__ inline bf16 streamed(const LayerWeights &w, u32 rank, u32 warp, u32 i
 // Grid (N * WARPS): a block of 256 threads packs a warp's part of a layer.
 extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_batch_pack)(char *stream, const __grid_constant__ LayerWeights w, u32 layer) {
     u32 rank = blockIdx.x / WARPS, warp = blockIdx.x % WARPS;
-    bf16 *mine = reinterpret_cast<bf16 *>(stream + u64(blockIdx.x) * STREAM_BYTES) + u64(layer) * LAYER_UNITS * UNIT_LEN;
-    for (u32 i = threadIdx.x; i < LAYER_UNITS * UNIT_LEN; i += blockDim.x) mine[i] = streamed(w, rank, warp, i);
+    bf16 *mine = reinterpret_cast<bf16 *>(stream + u64(rank) * STREAM_BYTES) + u64(layer) * LAYER_UNITS * UNIT_LEN * WARPS;
+    constexpr u32 PART = Ring::UNITS * UNIT_LEN; // of a slot, a warp's
+    for (u32 i = threadIdx.x; i < LAYER_UNITS * UNIT_LEN; i += blockDim.x) mine[(i / PART * WARPS + warp) * PART + i % PART] = streamed(w, rank, warp, i);
 }
 
 // a and b of a row behind a norm (batch_product.cuh): a warp.
@@ -84,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     if (threadIdx.x < OUT_ROWS) mine[FINAL_GAMMA + threadIdx.x] = to_float(gamma[rank * OUT_ROWS + threadIdx.x]);
     auto row = [&](u32 i) { return token + u64(min(rank * HEAD_ROWS + i, V - 1)) * C; };
     for (u32 i = warp; i < HEAD_ROWS; i += WARPS) norm_row(mine + HEAD_AB + 2 * i, row(i), gamma, beta, 0.0f);
-    bf16 *weights = reinterpret_cast<bf16 *>(stream + u64(N) * WARPS * STREAM_BYTES + rank * WARPS * HEAD_BYTES);
+    bf16 *weights = reinterpret_cast<bf16 *>(stream + u64(N) * STREAM_BYTES + rank * WARPS * HEAD_BYTES);
     for (u32 i = threadIdx.x; i < HEAD_UNITS * WARPS * UNIT_LEN; i += blockDim.x) {
         Position place(i % (HEAD_UNITS * UNIT_LEN), HEAD_ROWS);
         weights[i] = row(place.row)[i / (HEAD_UNITS * UNIT_LEN) * (C / WARPS) + place.column];

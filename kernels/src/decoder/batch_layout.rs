@@ -12,10 +12,10 @@ pub struct BatchLayout {
     cluster: usize,
 }
 
-/// Warps of a block.
+/// Warps of a block that compute; four more fill the ring.
 const WARPS: usize = 8;
 /// Threads of a block.
-pub(crate) const THREADS: usize = WARPS * 32;
+pub(crate) const THREADS: usize = (WARPS + 4) * 32;
 /// Sequences of a cluster at most. An H200 has room for seven clusters of 16: so they serve 64.
 pub(crate) const SEQUENCES: usize = 10;
 /// Above these a model's rows or constants leave no room for rings of weights.
