@@ -45,6 +45,13 @@ struct Decoder {
     __device__ Decoder(const BatchArguments &a, Shared &s)
         : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), ring(s) {}
 
+    // The thread's number, as if it were another each time: else the compiler keeps all that follows from it, and runs out of registers.
+    static __device__ u32 thread() {
+        u32 t = threadIdx.x;
+        asm volatile("" : "+r"(t));
+        return t;
+    }
+
     // ---- handoffs ----
 
     __device__ u32 base() const { return shared_address(&s); }
@@ -70,15 +77,16 @@ struct Decoder {
 
     // Sends what the next norm needs of the residual: all blocks get it.
     template <u32 HANDOFF> __device__ void publish(NormInput &to, const float *gamma) {
-        Place place(min(threadIdx.x, OUTS - 1));
+        u32 t = thread(), lane = t % WARP, warp = t / WARP;
+        Place place(min(t, OUTS - 1));
         float x = own - s.shift[place.sequence], sum = x, squares = x * x;
-        if (threadIdx.x < OUTS) s.outgoing[threadIdx.x] = from_float<bf16>(x * gamma[place.row]);
+        if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]);
 #pragma unroll
         for (u32 lanes = 1; lanes < 8; lanes *= 2) {
             sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
             squares += __shfl_xor_sync(ALL_LANES, squares, lanes);
         }
-        if (threadIdx.x < OUTS && lane % 8 == 0) s.own_moments[place.row / 8][place.sequence] = {sum, squares};
+        if (t < OUTS && lane % 8 == 0) s.own_moments[place.row / 8][place.sequence] = {sum, squares};
 #if BULK
         fence_copies();
 #endif
@@ -144,18 +152,20 @@ struct Decoder {
     // f(i, elements 2 i and 2 i + 1) for the thread's elements of so many rows; all are read before the first is used.
     template <u32 ROWS, typename F> __device__ void each_normed(const float *ab, F f) const {
         constexpr u32 COUNT = ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
+        u32 t = thread();
         float2 x[EACH];
 #pragma unroll
-        for (u32 j = 0; j < EACH; j++) x[j] = normed(ab, min(j * THREADS + threadIdx.x, COUNT - 1));
+        for (u32 j = 0; j < EACH; j++) x[j] = normed(ab, min(j * THREADS + t, COUNT - 1));
 #pragma unroll
         for (u32 j = 0; j < EACH; j++)
-            if (j * THREADS + threadIdx.x < COUNT) f(j * THREADS + threadIdx.x, x[j]);
+            if (j * THREADS + t < COUNT) f(j * THREADS + t, x[j]);
     }
 
     __device__ const float *constants(u32 layer) const { return s.constants + layer * LAYER_CONSTANTS; }
 
     __device__ void embed(u32 step);
     __device__ void attention(u32 layer, u32 step);
+    __device__ void load(Keys (&held)[TILES_AHEAD], u32 here, u32 part, u32 old, u32 &tile, u32 tiles);
     __device__ void send_qkv();
     __device__ void send_core(u32 layer, u32 step);
     __device__ void out(u32 layer);
@@ -177,21 +187,7 @@ __device__ void Decoder::embed(u32 step) {
 __device__ void Decoder::attention(u32 layer, u32 step) {
     u32 here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H, past = min(s.cursor[n].past + step, P);
     bool busy = here < PAIRS_HERE && pair < PAIRS && n < s.count;
-    u64 cached = (u64(s.first + n) * H + h) * P * D;
-    u32 start = warp % PAIR_PARTS * TILE_KEYS, old = busy ? past : 0;
-    cached += start * D;
-    const bf16 *keys = plain_address(a.keys[layer] + cached + lane / 4 * D + lane % 4 * 8);
-    const bf16 *values = plain_address(a.values[layer] + cached + lane % 4 * 2 * D + lane / 4 * WIDE);
-    Keys held[TILES_AHEAD];
-    auto load_keys = [&](int left) {
-#pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
-    };
-    auto load_values = [&](int left) {
-#pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_values(values + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
-    };
-    load_keys(int(old) - int(start));
+    u32 part = warp % PAIR_PARTS, old = busy ? past : 0;
     MARK(0);
     uint2 w[QKV_UNITS];
     ring.read(w);
@@ -202,7 +198,6 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
     Sums<QKV_ROWS / 8> sums;
     sums.add(w, s.residual, warp * TILES);
     sums.leave(s.partial[warp]);
-    load_values(int(old) - int(start));
     MARK(2);
     meet();
     MARK(3);
@@ -210,25 +205,26 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
     meet();
     send_qkv();
     MARK(4);
-    if (rank * PAIRS_HERE < PAIRS) await<QKV>(); // of nothing, phases would end before all have seen them
-    MARK(5);
-    if (here < PAIRS_HERE) {
-        Weighted weighted;
-        const bf16 *k = s.qkv[1][here], *v = s.qkv[2][here];
+    u32 tiles = (Filler::cached(s.longest, step) + TILE_KEYS - 1) / TILE_KEYS, tile = 0;
+    Weighted weighted;
 #pragma unroll 1
-        for (u32 at = start; at <= old; at += AHEAD_KEYS) {
+    for (u32 at = part * TILE_KEYS; tile < tiles || at <= old || at < AHEAD_KEYS; at += AHEAD_KEYS) {
+        Keys held[TILES_AHEAD];
+        load(held, here, part, old, tile, tiles);
+        MARK(29);
+        // Of nothing, phases would end before all have seen them.
+        if (at < AHEAD_KEYS && rank * PAIRS_HERE < PAIRS) await<QKV>();
+        MARK(5);
+        if (here < PAIRS_HERE && at <= old) {
 #pragma unroll
             for (u32 i = 0; i < TILES_AHEAD; i++) {
-                u32 tile = at + i * PAIR_PARTS * TILE_KEYS;
-                if (tile <= old && old < tile + TILE_KEYS) held[i].insert(old - tile, k, v);
+                u32 first = at + i * PAIR_PARTS * TILE_KEYS;
+                if (first <= old && old < first + TILE_KEYS) held[i].insert(old - first, s.qkv[1][here], s.qkv[2][here]);
             }
             weighted.add(held, s.qkv[0][here], at, old);
-            if (at + AHEAD_KEYS > old) continue;
-            keys = plain_address(keys + AHEAD_KEYS * D), values = plain_address(values + AHEAD_KEYS * D);
-            load_keys(int(old) - int(at + AHEAD_KEYS)), load_values(int(old) - int(at + AHEAD_KEYS));
         }
-        weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS]);
     }
+    if (here < PAIRS_HERE) weighted.leave(s.attention.part[here][part], s.attention.mass[here][part]);
     MARK(6);
     meet();
     MARK(7);
@@ -236,21 +232,45 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
     MARK(8);
 }
 
+// Reads the ring's next tiles, of `tiles` in all: of its pair, each of a pair's warps its own.
+__device__ __forceinline__ void Decoder::load(Keys (&held)[TILES_AHEAD], u32 here, u32 part, u32 old, u32 &tile, u32 tiles) {
+    auto pass = [&](u32 end) {
+#pragma unroll 1
+        for (; tile < end; tile++) ring.await(), ring.advance(), ring.release(0u);
+    };
+#pragma unroll
+    for (u32 i = 0; i < TILES_AHEAD; i++) {
+        u32 group = tile;
+        pass(min(group + part, tiles));
+        if (tile < tiles) {
+            ring.await();
+            const bf16 *keys = ring.tile(min(here, PAIRS_HERE - 1));
+            held[i].load(keys, keys + PAIRS_HERE * TILE_KEYS * D, int(old) - int(tile * TILE_KEYS));
+            ring.advance(), ring.release(held[i].bits()), tile++;
+        } else {
+            held[i].clear();
+        }
+        pass(min(group + PAIR_PARTS, tiles));
+    }
+}
+
 // Sends eights of rows to the blocks that attend with them.
 __device__ void Decoder::send_qkv() {
     constexpr u32 VECTORS = QKV_ROWS / 8 * B;
-    if (threadIdx.x >= VECTORS) return;
-    u32 n = threadIdx.x % B, row = rank * QKV_ROWS + threadIdx.x / B * 8, pair = n * H + row % C / D;
+    u32 t = thread();
+    if (t >= VECTORS) return;
+    u32 n = t % B, row = rank * QKV_ROWS + t / B * 8, pair = n * H + row % C / D;
     u32 there = in_block(base(), pair / PAIRS_HERE);
-    uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[threadIdx.x];
+    uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[t];
     send(there + offset(&s.qkv[row / C][pair % PAIRS_HERE][row % D]), x, there + barrier(QKV));
 }
 
 // Merges the warps' parts of attention and sends them to all blocks; the cache gets the new keys and values.
 __device__ void Decoder::send_core(u32 layer, u32 step) {
     constexpr u32 VECTORS = D / 8; // of a pair
+    u32 t = thread(), lane = t % WARP, warp = t / WARP;
 #pragma unroll
-    for (u32 i = threadIdx.x; i < PAIRS_HERE * D; i += THREADS) {
+    for (u32 i = t; i < PAIRS_HERE * D; i += THREADS) {
         u32 here = i / D;
         float most = NO_SCORE, mass = 0, sum = 0;
 #pragma unroll
@@ -259,16 +279,25 @@ __device__ void Decoder::send_core(u32 layer, u32 step) {
         for (u32 p = 0; p < PAIR_PARTS; p++) {
             Mass theirs = s.attention.mass[here][p];
             float weight = power_of_two(theirs.most - most);
-            mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, s.attention.part[here][p][i % D], sum);
+                        float rows = 0;
+#pragma unroll
+            for (u32 r = 0; r < PART_ROWS; r++) rows += s.attention.part[here][p][r][i % D];
+            mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, rows, sum);
         }
         s.outgoing[i] = from_float<bf16>(__fdividef(sum, mass));
     }
-#if BULK
-    fence_copies();
-#endif
+#pragma unroll
+    for (u32 i = t; i < 2 * PAIRS_HERE * VECTORS; i += THREADS) {
+        u32 which = i / (PAIRS_HERE * VECTORS), here = i / VECTORS % PAIRS_HERE, pair = rank * PAIRS_HERE + here, n = pair / H, c = i % VECTORS * 8;
+        if (n >= s.count) continue;
+        u32 past = s.cursor[n].past + step;
+        bf16 *to = (which == 0 ? a.keys : a.values)[layer] + ((u64(s.first + n) * H + pair % H) * P + past) * D + c;
+        if (past < P) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(&s.qkv[1 + which][here][c]);
+    }
+    fence_copies(); // the cache's new rows will be copied
     meet();
 #if BULK
-    for (u32 i = threadIdx.x; i < PAIRS_HERE * N; i += THREADS) {
+    for (u32 i = t; i < PAIRS_HERE * N; i += THREADS) {
         u32 here = i % PAIRS_HERE, pair = rank * PAIRS_HERE + here, there = in_block(base(), i / PAIRS_HERE);
         if (pair < PAIRS) copy_to_block(there + offset(&s.core.row[pair / H][pair % H * D]), shared_address(s.outgoing + here * D), D * sizeof(bf16), there + barrier(CORE));
     }
@@ -285,14 +314,6 @@ __device__ void Decoder::send_core(u32 layer, u32 step) {
         }
     }
 #endif
-#pragma unroll
-    for (u32 i = threadIdx.x; i < 2 * PAIRS_HERE * VECTORS; i += THREADS) {
-        u32 which = i / (PAIRS_HERE * VECTORS), here = i / VECTORS % PAIRS_HERE, pair = rank * PAIRS_HERE + here, n = pair / H, c = i % VECTORS * 8;
-        if (n >= s.count) continue;
-        u32 past = s.cursor[n].past + step;
-        bf16 *to = (which == 0 ? a.keys : a.values)[layer] + ((u64(s.first + n) * H + pair % H) * P + past) * D + c;
-        if (past < P) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(&s.qkv[1 + which][here][c]);
-    }
 }
 
 // x += out(core).
@@ -306,7 +327,7 @@ __device__ void Decoder::out(u32 layer) {
     sums.leave(s.partial[warp]);
     meet();
     MARK(10);
-    u32 e = min(threadIdx.x, OUTS - 1);
+    u32 e = min(thread(), OUTS - 1);
     float sum = constants(layer)[OUT_BIAS + Place(e).row];
 #pragma unroll
     for (u32 w = 0; w < WARPS; w++) sum += s.partial[w][e];
@@ -349,7 +370,7 @@ __device__ void Decoder::mlp(u32 layer) {
         if (parts.has_second()) send(to + 64 * sizeof(float), x.z, x.w, there + barrier(DOWN));
     });
     MARK(18);
-    u32 e = min(threadIdx.x, OUTS - 1);
+    u32 e = min(thread(), OUTS - 1);
     float sum = constants(layer)[DOWN_BIAS + Place(e).row];
     await<DOWN>();
     MARK(19);
@@ -380,7 +401,7 @@ __device__ void Decoder::head(u32 step) {
     MARK(22);
     // To every block, a sequence's rows together.
 #pragma unroll
-    for (u32 i = threadIdx.x; i < HEAD_ROWS * B / 2 * N; i += THREADS) {
+    for (u32 i = thread(); i < HEAD_ROWS * B / 2 * N; i += THREADS) {
         u32 e = i % (HEAD_ROWS * B / 2), v = rank * HEAD_ROWS + Place(2 * e).row, there = in_block(base(), i / (HEAD_ROWS * B / 2));
         float2 x = normed(s.constants + HEAD_AB, e);
         u32 at = there + offset(&s.logits[Place(2 * e).sequence][v]);
@@ -428,6 +449,18 @@ __device__ inline void generate(const BatchArguments &a, Shared &s) {
     }
 }
 
+__device__ inline void fill(const BatchArguments &a, const Shared &s, u32 rank) {
+    Filler filler = {s, a.stream + u64(rank) * STREAM_BYTES};
+#pragma unroll 1
+    for (u32 step = 0; step < a.steps; step++)
+#pragma unroll 1
+        for (u32 layer = 0; layer < LAYERS; layer++) {
+            filler.weights(Ring::QKV_SLOTS);
+            filler.cache(a.keys[layer], a.values[layer], rank * PAIRS_HERE, step);
+            filler.weights(Ring::LAYER_SLOTS - Ring::QKV_SLOTS);
+        }
+}
+
 // Whoever is the last of the launch counts the rows issued: by then all have read the count.
 __device__ inline void finish(const BatchArguments &a) {
     __threadfence();
@@ -441,7 +474,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
     u32 rank = cluster_rank(), cluster = blockIdx.x / N, clusters = gridDim.x / N;
     u32 first = cluster * a.batch / clusters, count = (cluster + 1) * a.batch / clusters - first;
     if (threadIdx.x == 0) {
-        s.first = first, s.count = count;
+        s.first = first, s.count = count, s.longest = -1;
+        for (u32 pair = rank * PAIRS_HERE; pair < min((rank + 1) * PAIRS_HERE, count * H); pair++)
+            s.longest = max(s.longest, int(a.cursor[first + pair / H].past));
 #pragma unroll
         for (u32 i = 0; i < HANDOFFS; i++) {
             barrier_init(shared_address(&s.arrived[i]), 1);
@@ -464,7 +499,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
     __syncthreads();
     cluster_barrier();
     if (threadIdx.x < THREADS) {
-        take_registers<240>();
+        take_registers<232>();
 #ifdef FREQ
         long long c0 = clock64(), t0; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t0));
 #endif
@@ -473,8 +508,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
         long long c1 = clock64(), t1; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t1)); if (blockIdx.x + threadIdx.x == 0) freq[0] = c1 - c0, freq[1] = t1 - t0;
 #endif
     } else {
-        give_registers<24>();
-        if (threadIdx.x == THREADS) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
+        give_registers<40>();
+        if (threadIdx.x == THREADS) fill(a, s, rank);
         __syncwarp();
     }
     __syncthreads();
