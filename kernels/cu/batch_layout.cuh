@@ -17,10 +17,7 @@ static_assert(C % (8 * N) == 0 && C % (8 * WARPS) == 0 && F % (16 * N) == 0, "ro
 static_assert(C % (16 * WARPS) == 0, "columns come in tiles of 16");
 
 // Attention of one head of one sequence is a block's, of consecutive pairs of both.
-constexpr u32 PAIRS = B * H, PAIRS_HERE = (PAIRS + N - 1) / N, PAIR_PARTS = PAIRS_HERE > 4 ? 1 : PAIRS_HERE > 2 ? 2 : PAIRS_HERE > 1 ? 4 : 8;
-static_assert(PAIRS_HERE * PAIR_PARTS <= WARPS, "a warp attends to one pair");
-// Keys of every pair of a block, with their values, that travel together, and rows that a warp's part of them leaves.
-constexpr u32 TILE_KEYS = 16, TILE_BYTES = TILE_KEYS * D * sizeof(bf16), PART_ROWS = 4;
+constexpr u32 PAIRS = B * H, PAIRS_HERE = (PAIRS + N - 1) / N;
 
 // ---- rows of each product that a block owns ----
 
@@ -79,7 +76,8 @@ struct Mass {
     float most, mass;
 };
 
-constexpr u32 ROWS_MAX = QKV_ROWS > UP_ROWS ? QKV_ROWS : UP_ROWS;
+constexpr u32 ROWS_MAX = QKV_ROWS > UP_ROWS ? QKV_ROWS : UP_ROWS, PAIR_PARTS = PAIRS_HERE > 4 ? 1 : PAIRS_HERE > 2 ? 2 : PAIRS_HERE > 1 ? 4 : 8;
+static_assert(PAIRS_HERE * PAIR_PARTS <= WARPS, "a warp attends to one pair");
 
 struct Shared {
     u64 arrived[HANDOFFS];
@@ -95,12 +93,11 @@ struct Shared {
     union {
         alignas(16) float partial[WARPS][ROWS_MAX * B]; // (row / 8, sequence, row % 8)
         struct {
-            alignas(16) float part[PAIRS_HERE][PAIR_PARTS][PART_ROWS][D];
+            alignas(16) float part[PAIRS_HERE][PAIR_PARTS][D];
             Mass mass[PAIRS_HERE][PAIR_PARTS];
         } attention;
     };
     u32 first, count; // the cluster's sequences, in the batch
-    int longest;      // of those that this block attends to, the most cached positions; below 0 where there are none
     Norm norm[B];
     float shift[B]; // of each row of the residual: its mean at the last norm
     u32 token[B];

@@ -8,9 +8,16 @@
 // The warps that compute meet.
 __device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
+// The thread's number, as if it were another each time: else the compiler keeps all that follows from it, and runs out of registers.
+__device__ inline u32 thread() {
+    u32 t = threadIdx.x;
+    asm volatile("" : "+r"(t));
+    return t;
+}
+
 // The fragment of tile `tile` of 16 channels: of a lane's two sequences four channels each, those of its part of a unit.
-template <typename X> __device__ void load_fragment(u32 (&a)[4], const X &x, u32 tile) {
-    u32 lane = threadIdx.x % WARP, n = lane / 4, k = tile * 16 + lane % 4 * 4;
+template <typename X> __device__ void load_fragment(u32 (&a)[4], const X &x, u32 tile, u32 lane) {
+    u32 n = lane / 4, k = tile * 16 + lane % 4 * 4;
     uint2 low = *reinterpret_cast<const uint2 *>(x.at(B < 8 ? min(n, B - 1) : n, k)), high = make_uint2(0, 0);
     if (n + 8 < B) high = *reinterpret_cast<const uint2 *>(x.at(n + 8, k));
     a[0] = low.x, a[1] = high.x, a[2] = low.y, a[3] = high.y;
@@ -29,10 +36,11 @@ template <u32 EIGHTS> struct Sums {
 
     // Adds units, tile by tile from `tile` of x on.
     template <u32 COUNT, typename X> __device__ void add(const uint2 (&w)[COUNT], const X &x, u32 tile) {
+        u32 lane = thread() % WARP;
 #pragma unroll
         for (u32 t = 0; t < COUNT / EIGHTS; t++) {
             u32 a[4];
-            load_fragment(a, x, tile + t);
+            load_fragment(a, x, tile + t, lane);
 #pragma unroll
             for (u32 e = 0; e < EIGHTS; e++) multiply(sum[t % CHAINS][e], a, w[t * EIGHTS + e].x, w[t * EIGHTS + e].y);
         }
@@ -49,7 +57,7 @@ template <u32 EIGHTS> struct Sums {
     }
     // Leaves them for the block.
     __device__ void leave(float *partial) const {
-        u32 lane = threadIdx.x % WARP;
+        u32 lane = thread() % WARP;
         each([&](u32 eight, float4 x) {
             float2 *to = reinterpret_cast<float2 *>(partial + eight * 8 * B) + lane;
             if (has_first()) to[0] = make_float2(x.x, x.y);

@@ -42,10 +42,3 @@ __device__ inline void fetch(u32 address, const void *from, u32 bytes, u32 barri
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address), "l"(from),
                  "r"(bytes), "r"(barrier) : "memory");
 }
-// Copies `bytes` (a multiple of 16) of our shared memory to another block's, by its address there, and counts them on its barrier.
-__device__ inline void copy_to_block(u32 address, u32 from, u32 bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address), "r"(from),
-                 "r"(bytes), "r"(barrier) : "memory");
-}
-// Lets copies see what this thread has stored into our shared memory.
-__device__ inline void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

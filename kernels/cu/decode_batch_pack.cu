@@ -45,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_batch_pack)(ch
     u32 rank = blockIdx.x / WARPS, warp = blockIdx.x % WARPS;
     bf16 *mine = reinterpret_cast<bf16 *>(stream + u64(rank) * STREAM_BYTES) + u64(layer) * LAYER_UNITS * UNIT_LEN * WARPS;
     constexpr u32 PART = Ring::UNITS * UNIT_LEN; // of a slot, a warp's
-    for (u32 i = threadIdx.x; i < LAYER_UNITS * UNIT_LEN; i += blockDim.x) mine[(i / PART * WARPS + warp) * PART + i % PART] = streamed(w, rank, warp, i);
+    for (u32 i = threadIdx.x; i < LAYER_UNITS * UNIT_LEN; i += blockDim.x)
+        mine[(i / PART * WARPS + warp) * PART + i % PART] = streamed(w, rank, warp, i);
 }
 
 // a and b of a row behind a norm (batch_product.cuh): a warp.
