@@ -81,6 +81,7 @@ static_assert(PAIRS_HERE * PAIR_PARTS <= WARPS, "a warp attends to one pair");
 
 struct Shared {
     u64 arrived[HANDOFFS];
+    u64 attended;                          // by the warps
     u64 full[SLOTS_MAX], empty[SLOTS_MAX]; // of the ring's slots
     NormInput residual, middle;
     Input<C> core;

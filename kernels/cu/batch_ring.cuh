@@ -23,10 +23,13 @@ struct Ring {
 
     // Fills the slots for `layers` layers in all: one thread.
     static __device__ void fill(const Shared &s, const char *stream, u32 layers) {
-        u32 slot = 0, parity = 1, offset = 0, full = shared_address(s.full), empty = shared_address(s.empty);
+        u32 slot = 0, parity = 1, offset = 0, behind = SLOTS, attended = 0, full = shared_address(s.full), empty = shared_address(s.empty);
 #pragma unroll 1
         for (u32 left = layers * (LAYER_UNITS / UNITS); left > 0; left--) {
             barrier_await(empty + 8 * slot, parity);
+            // What attention reads has the way to L2 for itself: this slot was of q, k, v.
+            if (behind == 0) barrier_await(shared_address(&s.attended), attended), attended ^= 1, behind = LAYER_UNITS / UNITS;
+            behind--;
             barrier_expect(full + 8 * slot, SLOT_BYTES);
             fetch(shared_address(&s) + RING_START + slot * SLOT_BYTES, stream + offset, SLOT_BYTES, full + 8 * slot);
             offset = offset + SLOT_BYTES == STREAM_BYTES ? 0 : offset + SLOT_BYTES;

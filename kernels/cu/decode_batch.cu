@@ -55,9 +55,9 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
 #pragma unroll
         for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_values(values + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
     };
-    load_keys(int(old) - int(start));
     uint2 w[QKV_UNITS];
     ring.read(w);
+    load_keys(int(old) - int(start));
     await<RESIDUAL>();
     norm(s.residual);
     Sums<QKV_ROWS / 8> sums;
@@ -86,6 +86,7 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
         }
         weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS]);
     }
+    if (lane == 0) barrier_arrive(shared_address(&s.attended));
     meet();
     send_core(layer, step);
 }
@@ -275,6 +276,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
             barrier_init(shared_address(&s.arrived[i]), 1);
             barrier_expect(shared_address(&s.arrived[i]), Decoder::bytes(i, rank));
         }
+        barrier_init(shared_address(&s.attended), WARPS);
 #pragma unroll 1
         for (u32 i = 0; i < SLOTS_MAX; i++) barrier_init(shared_address(&s.full[i]), 1), barrier_init(shared_address(&s.empty[i]), WARPS);
         publish_barriers();
