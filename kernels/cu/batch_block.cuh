@@ -21,6 +21,21 @@ struct BatchArguments {
 };
 static_assert(sizeof(BatchArguments) == 8 * (13 + 2 * LAYERS), "BatchArguments are laid out in Rust");
 
+// Every sequence's norm, from what the blocks sent: four of NORM_THREADS each.
+__device__ inline void make_norms(Shared &s, const NormInput &from, float eps, u32 thread) {
+    u32 n = min(thread / 4, B - 1), part = thread % 4;
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (u32 i = 0; i < N / 4; i++) {
+        Moments m = from.moments[n][part * (N / 4) + i];
+        sum += m.sum, squares += m.squares;
+    }
+    float mean = quad_sum(sum) * (1.0f / C), square = quad_sum(squares) * (1.0f / C);
+    if (thread >= 4 * B || part != 0) return;
+    s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + eps)};
+    s.shift[n] += mean;
+}
+
 // What a thread that computes keeps from stage to stage, and how blocks hand over.
 struct Block {
     const BatchArguments &a;
@@ -93,22 +108,6 @@ struct Block {
         }
     }
 
-    // Every sequence's norm, from what the blocks sent: four lanes each. All have it when they have met.
-    __device__ void norm(const NormInput &from) {
-        if (warp >= (4 * B + WARP - 1) / WARP) return;
-        u32 n = min(threadIdx.x / 4, B - 1);
-        float sum = 0, squares = 0;
-#pragma unroll
-        for (u32 i = 0; i < N / 4; i++) {
-            Moments m = from.moments[n][lane % 4 * (N / 4) + i];
-            sum += m.sum, squares += m.squares;
-        }
-        float mean = quad_sum(sum) * (1.0f / C), square = quad_sum(squares) * (1.0f / C);
-        if (threadIdx.x < 4 * B && lane % 4 == 0) {
-            s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + a.eps)};
-            s.shift[n] += mean;
-        }
-    }
     // Elements 2 i and 2 i + 1 of a product behind it.
     __device__ float2 normed(const float *ab, u32 i) const {
         Place place(2 * i);

@@ -10,7 +10,7 @@
 #define ENTRY(NAME) NAME##_bf16
 
 constexpr u32 C = CHANNELS, H = HEADS, D = C / H, F = WIDTH, P = CONTEXT, V = VOCAB, N = CLUSTER, B = SEQUENCES;
-// Warps that compute. Four more, of which one thread fills the ring, give their registers up.
+// Warps that compute. Four more give their registers up: one thread fills the ring, two warps make the norms and one the noise.
 constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
 static_assert(B <= 16 && (D == 32 || D == 64), "what the tiles of tensor cores hold");
 static_assert(C % (8 * N) == 0 && C % (8 * WARPS) == 0 && F % (16 * N) == 0, "rows come in eights");
@@ -88,7 +88,7 @@ struct Shared {
     Input<UP_ROWS> hidden; // of this block
     alignas(16) bf16 qkv[3][PAIRS_HERE][D];
     alignas(16) float down[N][OUTS]; // what each block's columns make of this block's rows
-    alignas(16) float logits[B][V];
+    alignas(16) float logits[B][V], noise[B][V];
     alignas(16) bf16 outgoing[B * QKV_ROWS]; // gathered to be sent
     alignas(16) Moments own_moments[OUT_ROWS / 8][B];
     union {

@@ -5,8 +5,12 @@
 #pragma once
 #include "batch_ring.cuh"
 
-// The warps that compute meet.
-__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+// The warps that compute meet, and where they await what helpers made: those of norms, or the one of noise, which do not wait for them.
+constexpr u32 COMPUTED = 1, NORMED = 2, NOISY = 3, PICKED = 4;
+constexpr u32 NORM_THREADS = 2 * WARP;
+__device__ inline void meet() { asm volatile("bar.sync %0, %1;" ::"n"(COMPUTED), "n"(THREADS) : "memory"); }
+template <u32 MEETING, u32 HELPERS> __device__ void meet() { asm volatile("bar.sync %0, %1;" ::"n"(MEETING), "n"(THREADS + HELPERS) : "memory"); }
+template <u32 MEETING, u32 HELPERS> __device__ void help() { asm volatile("bar.arrive %0, %1;" ::"n"(MEETING), "n"(THREADS + HELPERS) : "memory"); }
 
 // The thread's number, as if it were another each time: else the compiler keeps all that follows from it, and runs out of registers.
 __device__ inline u32 thread() {

@@ -9,9 +9,8 @@
 // clusters; each computes for as many sequences as it has room for, and leaves what belongs to one. Needs sm_90. Deterministic.
 // Launcher: src/decoder/batch.rs.
 #include "batch_block.cuh"
+#include "gelu_rounded.cuh"
 #include "hopper.cuh"
-
-__device__ inline float gelu_exact(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
 // A thread that computes.
 struct Decoder : Block {
@@ -23,7 +22,8 @@ struct Decoder : Block {
     __device__ void send_core(u32 layer, u32 step);
     __device__ void out(u32 layer);
     __device__ void mlp(u32 layer);
-    __device__ void head(u32 step);
+    __device__ void head();
+    __device__ void pick(u32 n);
 };
 
 // x = token + position, of this block's channels.
@@ -59,11 +59,10 @@ __device__ void Decoder::attention(u32 layer, u32 step) {
     ring.read(w);
     load_keys(int(old) - int(start));
     await<RESIDUAL>();
-    norm(s.residual);
     Sums<QKV_ROWS / 8> sums;
     sums.add(w, s.residual, warp * TILES);
     sums.leave(s.partial[warp]);
-    meet();
+    meet<NORMED, NORM_THREADS>();
     each_normed<QKV_ROWS>(constants(layer) + QKV_AB, [&](u32 i, float2 x) { reinterpret_cast<u32 *>(s.outgoing)[i] = pack(x.x, x.y); });
     meet();
     send_qkv();
@@ -164,16 +163,15 @@ __device__ void Decoder::mlp(u32 layer) {
     uint2 w[UP_UNITS];
     ring.read(w);
     await<MIDDLE>();
-    norm(s.middle);
     Sums<UP_ROWS / 8> sums;
     sums.add(w, s.middle, warp * TILES);
     sums.leave(s.partial[warp]);
     uint2 v[DOWN_UNITS];
     ring.read(v);
-    meet();
+    meet<NORMED, NORM_THREADS>();
     each_normed<UP_ROWS>(constants(layer) + UP_AB, [&](u32 i, float2 x) {
         Place place(2 * i);
-        *reinterpret_cast<u32 *>(&s.hidden.row[place.sequence][place.row]) = pack(gelu_exact(x.x), gelu_exact(x.y));
+        *reinterpret_cast<u32 *>(&s.hidden.row[place.sequence][place.row]) = pack(gelu_rounded(x.x), gelu_rounded(x.y));
     });
     meet();
     Sums<DOWN_EIGHTS> parts;
@@ -194,22 +192,17 @@ __device__ void Decoder::mlp(u32 layer) {
     publish<RESIDUAL>(s.residual, layer + 1 < LAYERS ? constants(layer + 1) + GAMMA_1 : s.constants + FINAL_GAMMA);
 }
 
-// logits = final_norm(x) . token, to all blocks, which all pick every sequence's next token. The noise of the draw is made meanwhile.
-__device__ void Decoder::head(u32 step) {
-    typedef Scores<(V + WARP - 1) / WARP, WholeWarp> RowScores;
-    auto noise = [&](u32 n) { return [=](u32 token) { return gumbel(token, s.cursor[n].step + step, s.rule[n]); }; };
+// logits = final_norm(x) . token, to all blocks, which all pick every sequence's next token.
+__device__ void Decoder::head() {
     Sums<HEAD_ROWS / 8> sums;
     const char *weights = a.stream + u64(N) * STREAM_BYTES + (rank * WARPS + warp) * HEAD_BYTES;
     uint2 w[HEAD_UNITS];
 #pragma unroll
     for (u32 i = 0; i < HEAD_UNITS; i++) w[i] = reinterpret_cast<const uint2 *>(weights + i * UNIT)[lane];
-    Sampling rule = s.rule[warp];
-    RowScores scores(rule, {}, noise(warp));
     await<RESIDUAL>();
-    norm(s.residual);
     sums.add(w, s.residual, warp * TILES);
     sums.leave(s.partial[warp]);
-    meet();
+    meet<NORMED, NORM_THREADS>();
     // To every block, a sequence's rows together.
 #pragma unroll
     for (u32 i = thread(); i < HEAD_ROWS * B / 2 * N; i += THREADS) {
@@ -219,18 +212,20 @@ __device__ void Decoder::head(u32 step) {
         if (v < V) send(at, x.x, there + barrier(LOGITS));
         if (v + 1 < V) send(at + sizeof(float), x.y, there + barrier(LOGITS));
     }
+    meet<NOISY, WARP>();
     await<LOGITS>();
-    scores.read(s.logits[warp]);
+    pick(warp);
+    if (warp + WARPS < s.count) pick(warp + WARPS);
+    meet<PICKED, WARP>();
+}
+
+// Picks a sequence's next token: a warp.
+__device__ void Decoder::pick(u32 n) {
+    Sampling rule = s.rule[n];
+    Scores<(V + WARP - 1) / WARP, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[n][token]; });
+    scores.read(s.logits[n]);
     u32 token = scores.pick();
-    if (lane == 0) s.token[warp] = token;
-    if (warp + WARPS < s.count) {
-        Sampling rule = s.rule[warp + WARPS];
-        RowScores scores(rule, {}, noise(warp + WARPS));
-        scores.read(s.logits[warp + WARPS]);
-        u32 token = scores.pick();
-        if (lane == 0) s.token[warp + WARPS] = token;
-    }
-    meet();
+    if (lane == 0) s.token[n] = token;
 }
 
 __device__ inline void generate(const BatchArguments &a, Shared &s) {
@@ -246,7 +241,7 @@ __device__ inline void generate(const BatchArguments &a, Shared &s) {
             decoder.out(layer);
             decoder.mlp(layer);
         }
-        decoder.head(step);
+        decoder.head();
         if (speaks) a.outbox[u64((issued + step) % a.slots) * a.batch + first + n] = u64(issued + step + 1) << 32 | s.token[n];
     }
     if (decoder.rank > 0) return;
@@ -254,6 +249,42 @@ __device__ inline void generate(const BatchArguments &a, Shared &s) {
     if (speaks) {
         a.tokens[first + n] = s.token[n];
         a.cursor[first + n] = {s.cursor[n].past + a.steps, s.cursor[n].step + a.steps, 1};
+    }
+}
+
+// The warps of norms: thread `thread` of theirs.
+__device__ inline void make_norms(const BatchArguments &a, Shared &s, u32 thread) {
+    u32 residual = 0, middle = 0, first = shared_address(s.arrived);
+#pragma unroll 1
+    for (u32 step = 0; step < a.steps; step++)
+#pragma unroll 1
+        for (u32 layer = 0; layer <= LAYERS; layer++) {
+            barrier_await_together(first + RESIDUAL * sizeof(u64), residual);
+            make_norms(s, s.residual, a.eps, thread);
+            __syncwarp();
+            help<NORMED, NORM_THREADS>();
+            residual ^= 1;
+            if (layer == LAYERS) continue;
+            barrier_await_together(first + MIDDLE * sizeof(u64), middle);
+            make_norms(s, s.middle, a.eps, thread);
+            __syncwarp();
+            help<NORMED, NORM_THREADS>();
+            middle ^= 1;
+        }
+}
+
+// The warp of noise: what each draw of a step adds to the scores, while the model runs.
+__device__ inline void make_noise(const BatchArguments &a, Shared &s) {
+#pragma unroll 1
+    for (u32 step = 0; step < a.steps; step++) {
+#pragma unroll 1
+        for (u32 i = threadIdx.x % WARP; i < s.count * V; i += WARP) {
+            u32 n = i / V;
+            if (!s.rule[n].greedy) s.noise[n][i % V] = gumbel(i % V, s.cursor[n].step + step, s.rule[n]);
+        }
+        __syncwarp();
+        help<NOISY, WARP>();
+        meet<PICKED, WARP>();
     }
 }
 
@@ -298,7 +329,10 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
         generate(a, s);
     } else {
         give_registers<24>();
-        if (threadIdx.x == THREADS) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
+        u32 helper = threadIdx.x - THREADS;
+        if (helper < NORM_THREADS) make_norms(a, s, helper);
+        else if (helper < NORM_THREADS + WARP) make_noise(a, s);
+        else if (helper == NORM_THREADS + WARP) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
         __syncwarp();
     }
     __syncthreads();

@@ -37,6 +37,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("tensor.cuh", include_str!("../cu/tensor.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("finish.cuh", include_str!("../cu/finish.cuh")),
+    ("gelu_rounded.cuh", include_str!("../cu/gelu_rounded.cuh")),
     ("add.cu", include_str!("../cu/add.cu")),
     ("append.cu", include_str!("../cu/append.cu")),
     ("attention.cu", include_str!("../cu/attention.cu")),
