@@ -9,6 +9,11 @@ __device__ inline u32 cluster_rank() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
+__device__ inline u32 cluster_size() {
+    u32 blocks;
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+    return blocks;
+}
 
 // The address, in the shared memory of block `rank`, of what lies at `address` in ours.
 __device__ inline u32 in_block(u32 address, u32 rank) {
@@ -35,6 +40,10 @@ __device__ inline void send(u32 address, float a, float b, u32 barrier) {
 __device__ inline void send(u32 address, uint4 x, u32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(x.x),
                  "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier) : "memory");
+}
+// Stores 16 bytes into a block of the cluster, to be read behind the next cluster_barrier.
+__device__ inline void store_remote(u32 address, float4 v) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 
 // Copies `bytes` (a multiple of 16) from device memory into our shared memory and counts them on `barrier`.

@@ -106,30 +106,41 @@ struct Residual {
     const bf16 *bias;
     u32 rows, outputs;
 };
-template <int TILES> __device__ void finish(const Residual &f, const float *sum, u32 row, u32 column) {
-    u32 lane = threadIdx.x % WARP;
-    row += lane / 4, column += lane % 4 * 2;
-    constexpr int BATCH = 8; // loads in flight: a store might be to what the next load reads, for all that the compiler knows
-    float *top = f.y + u64(row) * f.outputs + column, *bottom = top + 8 * u64(f.outputs);
-    bool upper = row < f.rows, lower = row + 8 < f.rows;
+// What of y the sums of TILES tiles are added to. It is read as a whole: a store might be to what the next load reads, for all that the
+// compiler knows.
+template <int TILES> struct Addends {
+    float2 top[TILES], bottom[TILES];
+    __device__ Addends(const Residual &f, u32 row, u32 column) {
+        row += threadIdx.x % WARP / 4, column += threadIdx.x % 4 * 2;
+        const float *y = f.y + u64(row) * f.outputs + column, *below = y + 8 * u64(f.outputs);
 #pragma unroll
-    for (int start = 0; start < TILES; start += BATCH) {
-        float2 a[BATCH], b[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int j = start + i;
-            if (j >= TILES || column + j * 8 >= f.outputs) continue;
-            if (upper) a[i] = *reinterpret_cast<const float2 *>(top + j * 8);
-            if (lower) b[i] = *reinterpret_cast<const float2 *>(bottom + j * 8);
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int j = start + i;
-            if (j >= TILES || column + j * 8 >= f.outputs) continue;
-            float2 shift = load2(f.bias, column + j * 8, f.outputs);
-            const float *s = sum + j * 4;
-            if (upper) *reinterpret_cast<float2 *>(top + j * 8) = make_float2(a[i].x + (s[0] + shift.x), a[i].y + (s[1] + shift.y));
-            if (lower) *reinterpret_cast<float2 *>(bottom + j * 8) = make_float2(b[i].x + (s[2] + shift.x), b[i].y + (s[3] + shift.y));
+        for (int j = 0; j < TILES; j++) {
+            if (column + j * 8 >= f.outputs) continue;
+            if (row < f.rows) top[j] = *reinterpret_cast<const float2 *>(y + j * 8);
+            if (row + 8 < f.rows) bottom[j] = *reinterpret_cast<const float2 *>(below + j * 8);
         }
     }
+};
+template <int TILES> __device__ void finish(const Residual &f, const Addends<TILES> &to, const float *sum, u32 row, u32 column) {
+    row += threadIdx.x % WARP / 4, column += threadIdx.x % 4 * 2;
+    float *y = f.y + u64(row) * f.outputs + column, *below = y + 8 * u64(f.outputs);
+#pragma unroll
+    for (int j = 0; j < TILES; j++) {
+        if (column + j * 8 >= f.outputs) continue;
+        float2 shift = load2(f.bias, column + j * 8, f.outputs), a = to.top[j], b = to.bottom[j];
+        const float *s = sum + j * 4;
+        if (row < f.rows) *reinterpret_cast<float2 *>(y + j * 8) = make_float2(a.x + (s[0] + shift.x), a.y + (s[1] + shift.y));
+        if (row + 8 < f.rows) *reinterpret_cast<float2 *>(below + j * 8) = make_float2(b.x + (s[2] + shift.x), b.y + (s[3] + shift.y));
+    }
+}
+template <int TILES> __device__ void finish(const Residual &f, const float *sum, u32 row, u32 column) {
+    finish(f, Addends<TILES>(f, row, column), sum, row, column);
+}
+
+// What a Finish may read before the sums are there: the addends, or nothing.
+struct Nothing {};
+template <int TILES> __device__ Addends<TILES> read_ahead(const Residual &f, u32 row, u32 column) { return {f, row, column}; }
+template <int TILES, typename Finish> __device__ Nothing read_ahead(const Finish &, u32, u32) { return {}; }
+template <int TILES, typename Finish> __device__ void finish(const Finish &f, Nothing, const float *sum, u32 row, u32 column) {
+    finish<TILES>(f, sum, row, column);
 }

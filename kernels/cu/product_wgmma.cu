@@ -2,13 +2,15 @@
 //
 // A block makes a tile of 128 or 256 rows: warpgroup 0 asks the copy engine for slices of 64 inputs into a ring in shared memory, warpgroups 1
 // and 2 multiply 64 or 128 rows each. What bounds it is the bytes that reach a multiprocessor, hence tiles as large as the registers hold:
-// 256 x 200 do twice the arithmetic a byte of 128 x 104; where outputs are few, the smaller tile, of which there are enough to fill the
-// device, is faster than sharing the larger one along the inputs. The weights of the first slices are read before the previous launch has
-// finished. I a multiple of eight, O too; 384 threads a block. Deterministic: no sum is split. Hopper alone. Launchers: src/product.rs.
+// 256 x 200 do twice the arithmetic a byte of 128 x 104. Where there are few rows or outputs the smaller tile fills the device better, and
+// where even of those there are few, the blocks of a cluster make a tile together, each of its share of the inputs. The weights of the first
+// slices are read before the previous launch has finished. I a multiple of eight, O too; 384 threads a block. Deterministic: a cluster's
+// sums are added in the order of its blocks. Hopper alone. Launchers: src/product.rs.
+#include "cluster.cuh"
 #include "finish.cuh"
 #include "hopper.cuh"
 
-constexpr u32 SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2;
+constexpr u32 SLICE = 64, SLICE_BYTES = 128, CONSUMERS = 2, CLUSTER_MAX = 4;
 
 // A tile of ROWS x COLUMNS sums, its slices in STAGES slots.
 template <int TILE_ROWS, int TILE_COLUMNS, int TILE_STAGES> struct Ring {
@@ -24,10 +26,10 @@ template <int TILE_ROWS, int TILE_COLUMNS, int TILE_STAGES> struct Ring {
     __device__ u32 parity(u32 turn) const { return turn / STAGES & 1; }
 };
 
-// What a block multiplies: a tile from `row` and `output` on, slices first .. last.
+// What a block multiplies: a tile from `row` and `output` on, slices first .. last; so many blocks make the tile.
 struct Share {
     const TensorMap *x, *weight;
-    u32 row, output, first, last;
+    u32 row, output, first, last, blocks = 1;
 };
 
 // Asks for every slice, as slots of the ring become free. One thread.
@@ -74,8 +76,36 @@ template <typename R> __device__ void consume(R ring, u32 count, Sums<R> &sums) 
     settle(sums.top), settle(sums.bottom);
 }
 
-// Makes the block's share; `store` gets 16 x COLUMNS sums of a warp and their row within the tile.
-template <typename R, typename Store> __device__ void product_wgmma(R ring, const Share &share, Store store) {
+// Adds up the sums of a cluster's blocks in its first block: the others leave theirs in its ring. All threads of the cluster pass both
+// barriers, of which the first says that nobody's ring is in use any more.
+template <typename R> __device__ void gather(R ring, Sums<R> &sums, u32 blocks) {
+    static_assert(!Sums<R>::BOTH && Sums<R>::LEN % 4 == 0, "one set of sums a thread, in pieces of 16 bytes");
+    constexpr u32 PIECES = Sums<R>::LEN / 4, BYTES = PIECES * CONSUMERS * 128 * 16;
+    static_assert(BYTES * (CLUSTER_MAX - 1) <= R::STAGES * R::STAGE_BYTES, "the ring has room for the others' sums");
+    u32 place = ring.tiles + (threadIdx.x - 128) * 16, rank = cluster_rank();
+    cluster_barrier();
+    if (rank > 0) {
+        u32 to = in_block(place + (rank - 1) * BYTES, 0);
+#pragma unroll
+        for (u32 i = 0; i < PIECES; i++) {
+            const float *v = sums.top + i * 4;
+            store_remote(to + i * CONSUMERS * 128 * 16, make_float4(v[0], v[1], v[2], v[3]));
+        }
+    }
+    cluster_barrier();
+    for (u32 from = place; rank == 0 && from < place + (blocks - 1) * BYTES; from += BYTES) {
+#pragma unroll
+        for (u32 i = 0; i < PIECES; i++) {
+            float4 v;
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(from + i * CONSUMERS * 128 * 16) : "memory");
+            sums.top[i * 4] += v.x, sums.top[i * 4 + 1] += v.y, sums.top[i * 4 + 2] += v.z, sums.top[i * 4 + 3] += v.w;
+        }
+    }
+}
+
+// Makes the block's share.
+template <typename R, typename Finish> __device__ void product_wgmma(R ring, const Share &share, const Finish &out) {
     release_next();
     if (threadIdx.x == 0) {
         fetch_map(share.x), fetch_map(share.weight);
@@ -86,14 +116,20 @@ template <typename R, typename Store> __device__ void product_wgmma(R ring, cons
     if (threadIdx.x < 128) {
         give_registers<24>();
         if (threadIdx.x == 0) produce(ring, share);
+        __syncwarp();
+        if (share.blocks > 1) cluster_barrier(), cluster_barrier();
     } else {
         take_registers<240>();
         await_previous();
+        constexpr int TILES = R::COLUMNS / 8;
+        u32 row = share.row + (threadIdx.x / 128 - 1) * R::GROUP_ROWS + threadIdx.x % 128 / WARP * 16;
+        auto ahead = read_ahead<TILES>(out, row, share.output);
         Sums<R> sums;
         consume(ring, share.last - share.first, sums);
-        u32 row = (threadIdx.x / 128 - 1) * R::GROUP_ROWS + threadIdx.x % 128 / WARP * 16;
-        store(sums.top, row);
-        if constexpr (Sums<R>::BOTH) store(sums.bottom, row + 64);
+        if constexpr (!Sums<R>::BOTH)
+            if (share.blocks > 1) gather(ring, sums, share.blocks);
+        finish<TILES>(out, ahead, sums.top, row, share.output);
+        if constexpr (Sums<R>::BOTH) finish<TILES>(out, sums.bottom, row + 64, share.output);
     }
 }
 
@@ -121,18 +157,17 @@ __device__ void linear_wgmma(const TensorMap *x, const TensorMap *weight, bf16 *
     R ring = make_ring<R>();
     Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.inputs)};
     Dense<GELU> out = {y, fetch_bias(ring, bias, share, s.outputs), s.rows, s.outputs};
-    auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(ring, share, store);
+    product_wgmma(ring, share, out);
 }
 
-// Grid (tiles of rows, tiles of outputs).
+// Grid (tiles of rows x blocks of a cluster, tiles of outputs). What a cluster's first block has gathered it adds; the others have no rows.
 template <typename R>
 __device__ void linear_add_wgmma(const TensorMap *x, const TensorMap *weight, float *y, const bf16 *bias, LinearShape s) {
     R ring = make_ring<R>();
-    Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.inputs)};
-    Residual out = {y, fetch_bias(ring, bias, share, s.outputs), s.rows, s.outputs};
-    auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(ring, share, store);
+    u32 blocks = cluster_size(), rank = blockIdx.x % blocks, slices = slices_of(s.inputs);
+    Share share = {x, weight, blockIdx.x / blocks * R::ROWS, blockIdx.y * R::COLUMNS, slices * rank / blocks, slices * (rank + 1) / blocks, blocks};
+    Residual out = {y, fetch_bias(ring, bias, share, s.outputs), rank == 0 ? s.rows : 0, s.outputs};
+    product_wgmma(ring, share, out);
 }
 
 // Where the three projections go.
@@ -145,16 +180,22 @@ template <typename R>
 __device__ void qkv_wgmma(const TensorMap *x, const TensorMap *weight, QkvPlaces to, const Cursor *cursor, CacheShape s) {
     Share share = {x, weight, blockIdx.x * R::ROWS, blockIdx.y * R::COLUMNS, 0, slices_of(s.heads * s.head_size)};
     Append out = {blockIdx.z == 0 ? to.place[0] : blockIdx.z == 1 ? to.place[1] : to.place[2], blockIdx.z > 0, cursor, s};
-    auto store = [&](const float *sum, u32 row) { finish<R::COLUMNS / 8>(out, sum, share.row + row, share.output); };
-    product_wgmma(make_ring<R>(), share, store);
+    product_wgmma(make_ring<R>(), share, out);
 }
 
-// Tiles and stages of the ring. Of usual models' outputs few tiles are cut.
+// Tiles and stages of the ring. Of usual models' outputs few tiles are cut. `narrow` are for few rows.
 extern "C" __global__ void __launch_bounds__(384, 1) linear_gelu_wgmma_bf16(const __grid_constant__ TensorMap x,
                                                                             const __grid_constant__ TensorMap weight, bf16 *y,
                                                                             const bf16 *bias, LinearShape s) {
 #if HOPPER
     linear_wgmma<Ring<256, 200, 3>, true>(&x, &weight, y, bias, s);
+#endif
+}
+extern "C" __global__ void __launch_bounds__(384, 1) linear_gelu_wgmma_narrow_bf16(const __grid_constant__ TensorMap x,
+                                                                                   const __grid_constant__ TensorMap weight, bf16 *y,
+                                                                                   const bf16 *bias, LinearShape s) {
+#if HOPPER
+    linear_wgmma<Ring<128, 104, 7>, true>(&x, &weight, y, bias, s);
 #endif
 }
 extern "C" __global__ void __launch_bounds__(384, 1) linear_add_wgmma_bf16(const __grid_constant__ TensorMap x,
@@ -171,5 +212,14 @@ extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_bf16(const __grid
                                                                     const Cursor *cursor, CacheShape s) {
 #if HOPPER
     qkv_wgmma<Ring<256, 160, 4>>(&x, blockIdx.z == 0 ? &q : blockIdx.z == 1 ? &k : &v, to, cursor, s);
+#endif
+}
+extern "C" __global__ void __launch_bounds__(384, 1) qkv_wgmma_narrow_bf16(const __grid_constant__ TensorMap x,
+                                                                           const __grid_constant__ TensorMap q,
+                                                                           const __grid_constant__ TensorMap k,
+                                                                           const __grid_constant__ TensorMap v, QkvPlaces to,
+                                                                           const Cursor *cursor, CacheShape s) {
+#if HOPPER
+    qkv_wgmma<Ring<128, 104, 7>>(&x, blockIdx.z == 0 ? &q : blockIdx.z == 1 ? &k : &v, to, cursor, s);
 #endif
 }

@@ -26,8 +26,10 @@ const TENSOR_HEAD_MAX: u32 = 128;
 const fn tensor_shared_bytes(panels: u32) -> u32 {
     1024 + 5 * 64 * 128 * panels
 }
-/// That of the kernel of warpgroup products: five tiles and four barriers.
-const WARPGROUP_SHARED_BYTES: u32 = 1024 + 5 * 64 * 128 + 32;
+/// Warpgroups a block of the kernel of warpgroup products, of which two serve the same queries, and its dynamic shared memory: for each
+/// warpgroup seven tiles and six barriers.
+const WARPGROUPS: u32 = 4;
+const WARPGROUP_SHARED_BYTES: u32 = 1024 + WARPGROUPS * (7 * 64 * 128 + 6 * 8);
 
 /// The kernels that want more than 48 KiB of it on a GPU of this compute capability, and how much.
 pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
@@ -109,11 +111,12 @@ fn attention_wgmma<E: Element>(
     let q = product::map(q, rows, shape.channels() as usize, TENSOR_QUERIES)?;
     let keys = product::map(keys, cached, shape.head_size as usize, TENSOR_QUERIES)?;
     let values = product::map(values, cached, shape.head_size as usize, TENSOR_QUERIES)?;
-    let (y, wave) = (y.address(), device.info().multiprocessors);
-    let grid = [groups(shape.time as usize, TENSOR_QUERIES) * shape.heads, shape.batch, 1];
-    let launch = Launch { shared_bytes: WARPGROUP_SHARED_BYTES, ..Launch::new(grid, 128) };
-    let arguments = arguments![q, keys, values, y, cursor, shape, wave];
-    // SAFETY: attention_wgmma_bf16(TensorMap q, keys, values, bf16 *y, const Cursor *, CacheShape, u32 wave); the maps end where the buffers
-    // do, stores are inside [B, T, H]; the caller owns all buffers and has checked their lengths.
+    let errands = groups(shape.time as usize, TENSOR_QUERIES) * shape.heads * shape.batch;
+    let grid = [errands.min(device.info().multiprocessors), 1, 1];
+    let launch = Launch { shared_bytes: WARPGROUP_SHARED_BYTES, ..Launch::new(grid, WARPGROUPS * 128) };
+    let y = y.address();
+    let arguments = arguments![q, keys, values, y, cursor, shape];
+    // SAFETY: attention_wgmma_bf16(TensorMap q, keys, values, bf16 *y, const Cursor *, CacheShape); the maps end where the buffers do, stores
+    // are inside [B, T, H]; the caller owns all buffers and has checked their lengths.
     unsafe { device.launch(Entry::attention_wgmma_bf16, launch, arguments) }
 }

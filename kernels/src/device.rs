@@ -133,7 +133,7 @@ impl Device {
         args: &mut [*mut c_void],
     ) -> Result<()> {
         self.bind()?;
-        let mut attribute = no_attribute();
+        let mut attribute = no_attributes();
         let config = launch.config(self.stream(), self.info().compute.0, &mut attribute);
         let code =
             // SAFETY: the stream belongs to this context; the rest is the caller's promise.
@@ -160,6 +160,8 @@ pub(crate) struct Launch {
 pub(crate) enum Start {
     /// While its predecessor still runs, from Hopper on: it waits for it itself (`await_previous`).
     Early,
+    /// The same, in clusters of so many blocks.
+    EarlyClusters(u32),
     /// When its predecessor is done.
     After,
     /// When its predecessor is done, in clusters of so many blocks.
@@ -174,41 +176,42 @@ impl Launch {
         Self { grid, threads, shared_bytes: 0, start: Start::Early }
     }
 
-    /// The launch attribute that says so, if one does.
-    fn attribute(&self) -> Option<sys::CUlaunchAttribute> {
-        let (id, value) = match self.start {
-            Start::Early => (
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-            ),
-            Start::After => return None,
-            Start::Clusters(blocks) => (
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                sys::CUlaunchAttributeValue {
-                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
-                },
-            ),
-            Start::Cooperative => (
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
-                sys::CUlaunchAttributeValue { cooperative: 1 },
-            ),
+    /// The launch attributes that say so.
+    fn attributes(&self) -> impl Iterator<Item = sys::CUlaunchAttribute> {
+        use sys::CUlaunchAttributeID as Id;
+        let early = matches!(self.start, Start::Early | Start::EarlyClusters(_)).then_some((
+            Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        ));
+        let shape = match self.start {
+            Start::Early | Start::After => None,
+            Start::EarlyClusters(x) | Start::Clusters(x) => {
+                let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y: 1, z: 1 };
+                Some((
+                    Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                    sys::CUlaunchAttributeValue { clusterDim: cluster },
+                ))
+            }
+            Start::Cooperative => {
+                Some((Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, sys::CUlaunchAttributeValue { cooperative: 1 }))
+            }
         };
-        Some(sys::CUlaunchAttribute { id, pad: [0; 4], value })
+        early.into_iter().chain(shape).map(|(id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value })
     }
 
-    /// The driver's form of it, on `stream`, for a GPU of compute capability `major`; `attribute` is what it points to.
+    /// The driver's form of it, on `stream`, for a GPU of compute capability `major`; `attributes` is what it points to.
     pub(crate) fn config(
         &self,
         stream: sys::CUstream,
         major: u32,
-        attribute: &mut [sys::CUlaunchAttribute; 1],
+        attributes: &mut [sys::CUlaunchAttribute; 2],
     ) -> sys::CUlaunchConfig {
         // Before Hopper, there is neither a cluster nor an early start.
         let known = major >= 9 || matches!(self.start, Start::Cooperative);
-        let wanted = self.attribute().filter(|_| known);
-        let count = u32::from(wanted.is_some());
-        if let Some(wanted) = wanted {
-            attribute[0] = wanted;
+        let mut count = 0;
+        for (to, wanted) in attributes.iter_mut().zip(self.attributes().filter(|_| known)) {
+            *to = wanted;
+            count += 1;
         }
         sys::CUlaunchConfig {
             gridDimX: self.grid[0],
@@ -219,19 +222,19 @@ impl Launch {
             blockDimZ: 1,
             sharedMemBytes: self.shared_bytes,
             hStream: stream,
-            attrs: attribute.as_mut_ptr(),
+            attrs: attributes.as_mut_ptr(),
             numAttrs: count,
         }
     }
 }
 
-/// Room for a launch attribute.
-pub(crate) fn no_attribute() -> [sys::CUlaunchAttribute; 1] {
+/// Room for launch attributes.
+pub(crate) fn no_attributes() -> [sys::CUlaunchAttribute; 2] {
     [sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE,
         pad: [0; 4],
         value: sys::CUlaunchAttributeValue { pad: [0; 64] },
-    }]
+    }; 2]
 }
 
 /// Lets the kernels that need it have more than 48 KiB of dynamic shared memory, where the GPU has it for them.

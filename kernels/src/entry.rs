@@ -34,11 +34,11 @@ entries! {
     linear_tile_f32 linear_tile_bf16 logits_tile_bf16
     linear_mma_bf16
     linear_add_f32 linear_add_bf16 linear_add_rows_f32 linear_add_rows_bf16 linear_add_mma_bf16 linear_add_wgmma_bf16
-    linear_gelu_rows_bf16 linear_gelu_mma_bf16 linear_gelu_wgmma_bf16
+    linear_gelu_rows_bf16 linear_gelu_mma_bf16 linear_gelu_wgmma_bf16 linear_gelu_wgmma_narrow_bf16
     norm_gelu_f32 norm_gelu_bf16 norm_gelu_rows_f32 norm_gelu_rows_bf16
     norm_logits_f32 norm_logits_bf16 norm_logits_rows_f32 norm_logits_rows_bf16
     norm_qkv_f32 norm_qkv_bf16 norm_qkv_rows_f32 norm_qkv_rows_bf16
-    qkv_rows_bf16 qkv_mma_bf16 qkv_wgmma_bf16
+    qkv_rows_bf16 qkv_mma_bf16 qkv_wgmma_bf16 qkv_wgmma_narrow_bf16
     sample_f32 sample_wide_f32
 }
 

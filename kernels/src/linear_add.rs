@@ -9,9 +9,6 @@ use crate::product::{self, LINEAR_ADD};
 use crate::rows::{FEW_ROWS_MAX, Rows};
 use crate::shape::{LinearShape, groups};
 
-/// Inputs from which on three blocks a tile are faster than one, however few the rows.
-const LONG_SUM: usize = 1024;
-
 /// y += x · weightᵀ + bias; `y: [R, O]`, `x: [R, I]`, `weight: [O, I]`, `bias: [O]`. I and O are multiples of four. For few rows.
 ///
 /// # Errors
@@ -55,13 +52,14 @@ pub fn linear_add_many<E: Element>(
 ) -> Result<()> {
     let (rows, inputs, outputs) = (shape.rows as usize, shape.inputs as usize, shape.outputs as usize);
     assert!(product::tensor_cores::<E>(device, inputs, outputs), "{shape:?} is not for tensor cores");
-    if rows <= FEW_ROWS_MAX {
+    let wide = product::wide(device, rows, inputs);
+    if rows <= FEW_ROWS_MAX && !wide {
         return linear_add(device, y, x, weight, bias, shape);
     }
     check_lengths(y, x, weight, bias, shape);
     let (y, bias) = (y.address(), bias.address());
-    if product::wide(device, rows, inputs >= LONG_SUM) {
-        let launch = LINEAR_ADD.launch(rows, outputs, 1);
+    if wide {
+        let launch = LINEAR_ADD.launch_clusters(device, rows, inputs, outputs);
         let x = LINEAR_ADD.input(x, rows, inputs)?;
         let weight = LINEAR_ADD.weight(weight, outputs, inputs)?;
         // SAFETY: linear_add_wgmma_bf16(TensorMap x, TensorMap weight, float *y, const bf16 *bias, LinearShape); the maps end where the

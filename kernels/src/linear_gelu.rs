@@ -5,7 +5,7 @@ use crate::device::{Device, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::product::{self, LINEAR_GELU};
+use crate::product::{self, LINEAR_GELU, LINEAR_GELU_NARROW};
 use crate::rows::{FEW_ROWS_MAX, Rows};
 use crate::shape::LinearShape;
 
@@ -31,14 +31,14 @@ pub fn linear_gelu<E: Element>(
         x.len()
     );
     assert!(weight.len() >= shape.weight_len() && bias.len() >= outputs, "weight, bias for {shape:?}");
-    if product::wide(device, rows, false) {
-        let launch = LINEAR_GELU.launch(rows, outputs, 1);
-        let x = LINEAR_GELU.input(x, rows, inputs)?;
-        let weight = LINEAR_GELU.weight(weight, outputs, inputs)?;
+    if product::wide(device, rows, inputs) {
+        let kernel = LINEAR_GELU.or_narrow(device, LINEAR_GELU_NARROW, rows, outputs, 1);
+        let launch = kernel.launch(rows, outputs, 1);
+        let (x, weight) = (kernel.input(x, rows, inputs)?, kernel.weight(weight, outputs, inputs)?);
         let (y, bias) = (y.address(), bias.address());
-        // SAFETY: linear_gelu_wgmma_bf16(TensorMap x, TensorMap weight, bf16 *y, const bf16 *bias, LinearShape); the maps end where the
+        // SAFETY: linear_gelu_wgmma[_narrow]_bf16(TensorMap x, TensorMap weight, bf16 *y, const bf16 *bias, LinearShape); the maps end where the
         // matrices do, stores are inside the shape, lengths as above; the caller owns all buffers.
-        return unsafe { device.launch(LINEAR_GELU.entry, launch, arguments![x, weight, y, bias, shape]) };
+        return unsafe { device.launch(kernel.entry, launch, arguments![x, weight, y, bias, shape]) };
     }
     let few = Rows::Stored.launch::<E>(device, shape.rows, inputs, outputs).filter(|_| rows <= FEW_ROWS_MAX);
     let (entry, launch) = match few {

@@ -4,7 +4,7 @@
 use cudarc::driver::sys;
 
 use crate::buffer::Buffer;
-use crate::device::{Device, Launch};
+use crate::device::{Device, Launch, Start};
 use crate::driver::check;
 use crate::element::Element;
 use crate::entry::Entry;
@@ -15,8 +15,13 @@ use crate::shape::groups;
 const MMA_TILE: usize = 64;
 /// Dynamic shared memory there: a ring of five pairs of tiles.
 const MMA_SHARED_BYTES: u32 = 5 * 2 * 64 * 128;
-/// Rows from which on the tiles of `product_wgmma.cu` are worth their start.
+/// Rows from which on the tiles of `product_wgmma.cu` are worth their start, and the same for long sums: of so many inputs at least.
 const WGMMA_ROWS_MIN: usize = 192;
+const LONG_ROWS_MIN: usize = 33;
+const LONG_SUM: usize = 1024;
+/// Inputs that those tiles take at a time, and the fewest times that a block of a cluster is worth its part in a tile.
+const WGMMA_SLICE: usize = 64;
+const SLICES_MIN: usize = 4;
 
 /// A kernel of `product_wgmma.cu`: rows and outputs of its tile, and the dynamic shared memory of its ring.
 #[derive(Clone, Copy)]
@@ -41,6 +46,42 @@ impl Wide {
         Launch { shared_bytes: self.shared_bytes, ..Launch::new(grid, 384) }
     }
 
+    /// The same for one matrix, where few tiles are made by clusters, each block of which takes its share of the inputs. Clusters of four leave
+    /// some multiprocessors over, those of two hardly any.
+    pub(crate) fn launch_clusters(
+        self,
+        device: &Device,
+        rows: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> Launch {
+        let (launch, all) = (self.launch(rows, outputs, 1), device.info().multiprocessors);
+        let (tiles, slices) = (launch.grid[0] * launch.grid[1], inputs.div_ceil(WGMMA_SLICE));
+        let worth = |blocks, room| slices >= blocks as usize * SLICES_MIN && tiles * blocks <= room;
+        let blocks = if worth(4, all / 4 * 3) {
+            4
+        } else if worth(2, all) {
+            2
+        } else {
+            return launch;
+        };
+        let grid = [launch.grid[0] * blocks, launch.grid[1], 1];
+        Launch { grid, start: Start::EarlyClusters(blocks), ..launch }
+    }
+
+    /// This one, or `narrow` where even half the GPU has no tile of this one to make.
+    pub(crate) fn or_narrow(
+        self,
+        device: &Device,
+        narrow: Self,
+        rows: usize,
+        outputs: usize,
+        parts: u32,
+    ) -> Self {
+        let tiles = self.launch(rows, outputs, parts).grid.iter().product::<u32>();
+        if tiles * 2 <= device.info().multiprocessors { narrow } else { self }
+    }
+
     /// An activation `[rows, inputs]` as the kernel's tiles take it.
     pub(crate) fn input<E: Element>(self, x: &Buffer<E>, rows: usize, inputs: usize) -> Result<TensorMap> {
         map(x, rows, inputs, self.rows)
@@ -58,8 +99,10 @@ impl Wide {
 }
 
 pub(crate) const LINEAR_GELU: Wide = Wide::new(Entry::linear_gelu_wgmma_bf16, (256, 200), 3);
+pub(crate) const LINEAR_GELU_NARROW: Wide = Wide::new(Entry::linear_gelu_wgmma_narrow_bf16, (128, 104), 7);
 pub(crate) const LINEAR_ADD: Wide = Wide::new(Entry::linear_add_wgmma_bf16, (128, 104), 7);
 pub(crate) const QKV: Wide = Wide::new(Entry::qkv_wgmma_bf16, (256, 160), 4);
+pub(crate) const QKV_NARROW: Wide = Wide::new(Entry::qkv_wgmma_narrow_bf16, (128, 104), 7);
 
 /// The kernels that want more than 48 KiB of dynamic shared memory on a GPU of this compute capability, and how much.
 pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
@@ -70,7 +113,8 @@ pub(crate) fn large_shared(compute: (u32, u32)) -> Vec<(Entry, u32)> {
         Entry::qkv_mma_bf16,
     ];
     let ampere = mma.into_iter().map(|entry| (entry, MMA_SHARED_BYTES)).filter(|_| compute >= (8, 0));
-    let wide = [LINEAR_GELU, LINEAR_ADD, QKV].into_iter().map(|kernel| (kernel.entry, kernel.shared_bytes));
+    let wide = [LINEAR_GELU, LINEAR_GELU_NARROW, LINEAR_ADD, QKV, QKV_NARROW];
+    let wide = wide.into_iter().map(|kernel| (kernel.entry, kernel.shared_bytes));
     ampere.chain(wide.filter(|_| has_warpgroups(compute))).collect()
 }
 
@@ -86,10 +130,11 @@ pub fn tensor_cores<E: Element>(device: &Device, inputs: usize, outputs: usize) 
     E::TENSOR_CORES && aligned && device.info().compute >= (8, 0)
 }
 
-/// Whether a product of this many rows goes through warpgroup products: not few rows, unless their sums are `long`, which small tiles take
-/// a slice at a time.
-pub(crate) fn wide(device: &Device, rows: usize, long: bool) -> bool {
-    has_warpgroups(device.info().compute) && (rows >= WGMMA_ROWS_MIN || long)
+/// Whether a product of this many rows and inputs goes through warpgroup products: not few rows, unless their sums are long, which small
+/// tiles take a slice at a time.
+pub(crate) fn wide(device: &Device, rows: usize, inputs: usize) -> bool {
+    let enough = rows >= WGMMA_ROWS_MIN || rows >= LONG_ROWS_MIN && inputs >= LONG_SUM;
+    has_warpgroups(device.info().compute) && enough
 }
 
 /// Grid and block of a kernel of `product_mma.cu` for `parts` matrices of `outputs` rows.

@@ -7,7 +7,7 @@ use crate::device::{Device, arguments};
 use crate::element::Element;
 use crate::entry::Entry;
 use crate::error::Result;
-use crate::product::{self, QKV};
+use crate::product::{self, QKV, QKV_NARROW};
 use crate::rows::{FEW_ROWS_MAX, Rows};
 use crate::shape::{CacheShape, check_cursor};
 
@@ -49,14 +49,15 @@ pub fn qkv<E: Element>(
     check_cursor(cursor, shape.batch as usize);
     let (rows, place) =
         ((shape.batch * shape.time) as usize, [q.address(), keys.address(), values.address()]);
-    if product::wide(device, rows, false) {
-        let launch = QKV.launch(rows, channels, 3);
-        let x = QKV.input(x, rows, channels)?;
-        let [q, k, v] = weights.map(|w| QKV.weight(w, channels, channels));
+    if product::wide(device, rows, channels) {
+        let kernel = QKV.or_narrow(device, QKV_NARROW, rows, channels, 3);
+        let launch = kernel.launch(rows, channels, 3);
+        let x = kernel.input(x, rows, channels)?;
+        let [q, k, v] = weights.map(|w| kernel.weight(w, channels, channels));
         let (q, k, v, cursor) = (q?, k?, v?, cursor.address());
-        // SAFETY: qkv_wgmma_bf16(TensorMap x, TensorMap q, k, v, QkvPlaces, const Cursor *, CacheShape); the maps end where the matrices
+        // SAFETY: qkv_wgmma[_narrow]_bf16(TensorMap x, TensorMap q, k, v, QkvPlaces, const Cursor *, CacheShape); the maps end where the matrices
         // do, stores are inside [B, T, C] and the cache, positions past P dropped, lengths as above; the caller owns all buffers.
-        return unsafe { device.launch(QKV.entry, launch, arguments![x, q, k, v, place, cursor, shape]) };
+        return unsafe { device.launch(kernel.entry, launch, arguments![x, q, k, v, place, cursor, shape]) };
     }
     let few = Rows::Stored
         .launch::<E>(device, rows as u32, channels, 3 * channels)

@@ -3,7 +3,7 @@
 use cudarc::driver::sys;
 
 use super::cluster_layout::SHARED_BYTES;
-use crate::device::{Device, Launch, no_attribute};
+use crate::device::{Device, Launch, no_attributes};
 use crate::driver::check;
 use crate::error::Result;
 
@@ -23,7 +23,7 @@ pub(super) fn allow_large_clusters(function: sys::CUfunction) -> Result<()> {
 
 /// Clusters of a launch that the GPU, or the part of it that we see, holds at once. The function's module is live.
 pub(super) fn clusters_at_once(device: &Device, function: sys::CUfunction, launch: &Launch) -> Result<usize> {
-    let (mut count, mut attribute) = (0, no_attribute());
+    let (mut count, mut attribute) = (0, no_attributes());
     let config = launch.config(device.stream(), device.info().compute.0, &mut attribute);
     // SAFETY: the caller's promise; `count` and `config` live through the call.
     let code = unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };

@@ -10,10 +10,10 @@ use crate::scenario::{Body, Check, Place};
 
 const CHANNELS: u32 = 256;
 const CONTEXT: u32 = 320;
-/// Few rows, more, and more than one of the widest tiles.
-const ROWS: [u32; 3] = [40, 100, 300];
+/// Few rows, more, more than one of the widest tiles, and so many that most of a GPU has such tiles to make.
+const ROWS: [u32; 4] = [40, 100, 300, 8960];
 /// More rows than there is room for: every launcher panics.
-const TOO_MANY_ROWS: u32 = 1000;
+const TOO_MANY_ROWS: u32 = 10_000;
 
 /// Operands for any of them.
 struct Operands {
@@ -28,7 +28,7 @@ struct Operands {
 
 impl Operands {
     fn new(device: &kernels::Device) -> kernels::Result<Self> {
-        let (rows, channels) = (ROWS[2] as usize, CHANNELS as usize);
+        let (rows, channels) = (ROWS[3] as usize, CHANNELS as usize);
         let cache_len = channels * CONTEXT as usize;
         let pattern =
             |len: usize| (0..len).map(|i| bf16::from_f64((i % 7) as f64 / 8.0)).collect::<Vec<bf16>>();
@@ -85,8 +85,12 @@ fn attention(device: &kernels::Device, o: &mut Operands, rows: u32) -> kernels::
 const LAUNCHERS: [(&str, &[&str], Call); 5] = [
     ("linear_mma", &["linear_mma"], linear),
     ("linear_add_many", &["linear_add_rows", "linear_add_mma", "linear_add_wgmma"], linear_add),
-    ("linear_gelu", &["linear_gelu_rows", "linear_gelu_mma", "linear_gelu_wgmma"], linear_gelu),
-    ("qkv", &["qkv_rows", "qkv_mma", "qkv_wgmma"], qkv),
+    (
+        "linear_gelu",
+        &["linear_gelu_rows", "linear_gelu_mma", "linear_gelu_wgmma", "linear_gelu_wgmma_narrow"],
+        linear_gelu,
+    ),
+    ("qkv", &["qkv_rows", "qkv_mma", "qkv_wgmma", "qkv_wgmma_narrow"], qkv),
     ("attention_many", &["attention_mma", "attention_mma_wide", "attention_wgmma"], attention),
 ];
 

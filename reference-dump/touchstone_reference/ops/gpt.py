@@ -19,11 +19,16 @@ SMALL = Config(
     vocab_size=41, max_position_embeddings=13, hidden_size=20, num_attention_heads=4, intermediate_size=51,
     num_hidden_layers=2, layer_norm_eps=1e-2,
 )
-# Whole vectors, and a head as wide as warpgroup products take: with BATCH chunks of 67 tokens, enough rows for every kernel of long passes.
+# Whole vectors, and a head as wide as warpgroup products take: with BATCH chunks of 67 tokens, enough rows for the kernels of long passes.
 WHOLE = Config(
     vocab_size=41, max_position_embeddings=83, hidden_size=64, num_attention_heads=1, intermediate_size=136,
     num_hidden_layers=1, layer_norm_eps=1e-2,
 )
+# With BATCH passes of 600 tokens, most of a GPU has a product's widest tiles to make; and with 67, few tiles of long sums.
+FILLING = dataclasses.replace(
+    WHOLE, vocab_size=2, max_position_embeddings=613, hidden_size=384, num_attention_heads=6, intermediate_size=1608
+)
+SHARED = dataclasses.replace(WHOLE, vocab_size=5, hidden_size=512, num_attention_heads=8, intermediate_size=1088)
 # The shapes of decoders: two of a cluster, and two that are spread over a whole GPU. Their weights are drawn by the reader.
 DRAWN = {
     "drawn_128": (Config(
@@ -58,6 +63,8 @@ def cases() -> Iterator[CaseWriter]:
         for name, (dims, time) in DRAWN.items():
             yield drawn_model(name, dtype, [time], dims, batch=1)
     yield drawn_model("long_chunks", "bf16", [9, 67], WHOLE, BATCH)
+    yield drawn_model("long_pass", "bf16", [600], FILLING, BATCH)
+    yield drawn_model("long_sums", "bf16", [67], SHARED, BATCH)
     yield trained_model("trained_full_context", "f32", SMALL_MODEL, [256])
     yield trained_model("trained_decode", "f32", SMALL_MODEL, [61, *[1] * 6])
     yield trained_model("trained", "f32", LARGE_MODEL, [67])
