@@ -20,6 +20,17 @@ constexpr u32 THREADS_ALL = WORKERS + FETCHERS * WARP;
 // The warps that compute meet.
 __device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory"); }
 
+// Weights in registers: the first rows of a warp's.
+template <Stage S> struct Held {
+    Four<Element> part[held_rows(S)][chunks(S)];
+};
+// What a layer's attention begins with.
+struct Ahead {
+    Held<QKV> held;
+    Rows cached;
+    float2 ab;
+};
+
 // A warp that computes.
 struct Worker {
     const GridArguments &g;
@@ -72,32 +83,34 @@ struct Worker {
 
     // ---- products ----
 
-    // sum[r] = row r of the warp's times x, for this lane's columns. The first weights are in registers before `await_x`, which makes x. Where a
-    // warp has fewer rows, or x fewer columns, what stands there instead is of no effect.
-    template <Stage S, typename Await>
-    __device__ void product(float (&sum)[warp_rows_max(S)], const float4 (&x)[chunks(S)], Await await_x) {
-        constexpr u32 ROWS = warp_rows_max(S), EACH = section_rows(S), CHUNKS = chunks(S), AT_ONCE = held_rows(S);
+    // Brings the weights of the warp's rows from `FIRST` on, as many as registers hold.
+    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held) const {
+        constexpr u32 EACH = section_rows(S);
 #pragma unroll
-        for (u32 first = 0; first < ROWS; first += AT_ONCE) {
-            u32 last = smaller(first + AT_ONCE, ROWS), slot = first / EACH;
-            Four<Element> held[AT_ONCE][CHUNKS];
+        for (u32 r = 0; r < held_rows(S) && FIRST + r < warp_rows_max(S); r++) {
+            u32 row = FIRST + r, ahead = row / EACH - FIRST / EACH;
+            if (r == 0 || row % EACH == 0) reader.await(ahead);
+            const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(ahead) + row % EACH * row_bytes(S)) + lane;
 #pragma unroll
-            for (u32 r = 0; r < AT_ONCE && first + r < ROWS; r++) {
-                u32 row = first + r;
-                if (r == 0 || row % EACH == 0) reader.await(row / EACH - slot);
-                const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(row / EACH - slot) + row % EACH * row_bytes(S)) + lane;
+            for (u32 c = 0; c < chunks(S); c++) held.part[r][c] = at[c * WARP];
+        }
+    }
+    // sum[r] = row r of the warp's times x, for this lane's columns. The first weights are held already. Where a warp has fewer rows, or x fewer columns,
+    // what stands there instead is of no effect.
+    template <Stage S, u32 FIRST = 0> __device__ void multiply(float (&sum)[warp_rows_max(S)], const float4 (&x)[chunks(S)], Held<S> &held) {
+        constexpr u32 EACH = section_rows(S), ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
+        bool read = false;
 #pragma unroll
-                for (u32 c = 0; c < CHUNKS; c++) held[r][c] = at[c * WARP];
-            }
-            if (first == 0) await_x();
-            bool read = false;
+        for (u32 r = FIRST; r < LAST; r++) {
+            sum[r] = 0;
 #pragma unroll
-            for (u32 r = 0; r < AT_ONCE && first + r < ROWS; r++) {
-#pragma unroll
-                for (u32 c = 0; c < CHUNKS; c++) sum[first + r] = dot4(held[r][c].values(), x[c], sum[first + r]);
-                read |= __float_as_uint(sum[first + r]) != ALL_LANES; // always: no sum is that NaN
-            }
-            reader.release(last == ROWS ? divide_up(last, EACH) - slot : last / EACH - slot, read);
+            for (u32 c = 0; c < chunks(S); c++) sum[r] = dot4(held.part[r - FIRST][c].values(), x[c], sum[r]);
+            read |= __float_as_uint(sum[r]) != ALL_LANES; // always: no sum is that NaN
+        }
+        reader.release((LAST == ROWS ? divide_up(LAST, EACH) : LAST / EACH) - FIRST / EACH, read);
+        if constexpr (LAST < ROWS) {
+            load<S, LAST>(held);
+            multiply<S, LAST>(sum, x, held);
         }
     }
 
@@ -145,12 +158,13 @@ struct Worker {
     template <u32 R> __device__ u32 row_of(Part part) const { return part.first + smaller(lane % LANES<R>, larger(part.count, 1) - 1); }
 
     __device__ void embed(const Token &t);
-    __device__ void attention(u32 layer, u32 past);
+    __device__ void begin(Ahead &next, u32 layer, u32 past) const;
+    __device__ void attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 past, u32 epoch);
     __device__ void core(const Cache &cache, Rows &rows, u32 past);
     __device__ void merge();
-    __device__ void out(u32 layer, u32 epoch);
-    __device__ void mlp(u32 layer, u32 epoch);
-    template <u32 BUFFER> __device__ float reduce(float partial, u32 epoch) const;
+    __device__ void core_row(float4 (&x)[chunks(OUT)]) const;
+    __device__ void mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u32 epoch);
+    template <u32 BUFFER, typename Meanwhile> __device__ float reduce(float partial, u32 epoch, Meanwhile meanwhile) const;
     __device__ u64 head(const Rule &rule, u32 step);
     __device__ u32 agree(const Rule &rule, u64 best, const Token &t);
 };
@@ -183,27 +197,41 @@ __device__ void Worker::embed(const Token &t) {
     }
 }
 
-// q, k and v of the cluster's heads, to the blocks that hold their pieces; there attention, whose first cached rows are on their way meanwhile.
-__device__ void Worker::attention(u32 layer, u32 past) {
-    constexpr u32 R = warp_rows_max(QKV), GROUPS = WARP / LANES<R>;
+// Brings what a layer begins with: the weights of q, k and v, and the warp's first cached rows.
+__device__ void Worker::begin(Ahead &next, u32 layer, u32 past) const {
     u32 head = rank / SPLITS, first = (warp * SPLITS + rank % SPLITS) * KEYS;
-    Cache cache(s.layers[layer]);
-    Rows cached;
-    bool mine = head < heads.count;
-    if (mine) cached.load(cache, heads.first + head, first, past, lane);
-    float2 ab = sums[layer * LAYER_SUMS + heads.first * 3 * D + row_of<R>(qkv)];
-    float sum[R] = {};
-    product<QKV>(sum, x, [&] {
+    next.ab = sums[layer * LAYER_SUMS + heads.first * 3 * D + row_of<warp_rows_max(QKV)>(qkv)];
+    if (head < heads.count) next.cached.load(Cache(s.layers[layer]), heads.first + head, first, past, lane);
+    load<QKV>(next.held);
+}
+
+// x += out(attention(ln1(x))): q, k and v of the cluster's heads go to the blocks that hold their pieces.
+__device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 past, u32 epoch) {
+    constexpr u32 R = warp_rows_max(QKV), GROUPS = WARP / LANES<R>;
+    const Layer &at = s.layers[layer];
+    Element bias = at.out_bias[own_row()], weight = at.norm2_weight[own_row()];
+    Held<OUT> held;
+    {
+        float sum[R];
         if (layer > 0) receive<RESIDUAL>(s.residual);
-    });
-    float value = normed(sum, ab);
-    u32 r = lane % LANES<R>, row = qkv.first + r, at = offset(s.qkv + row % (3 * D));
+        multiply<QKV>(sum, x, ahead.held);
+        load<OUT>(held);
+        float value = normed(sum, ahead.ab);
+        u32 r = lane % LANES<R>, row = qkv.first + r, to = offset(s.qkv + row % (3 * D));
 #pragma unroll
-    for (u32 i = 0; i < divide_up(SPLITS, GROUPS); i++) {
-        u32 piece = lane / LANES<R> + i * GROUPS, there = in_block(base(), row / (3 * D) * SPLITS + piece);
-        if (r < qkv.count && piece < SPLITS) send(there + at, value, there + barrier(QUERY));
+        for (u32 i = 0; i < divide_up(SPLITS, GROUPS); i++) {
+            u32 piece = lane / LANES<R> + i * GROUPS, there = in_block(base(), row / (3 * D) * SPLITS + piece);
+            if (r < qkv.count && piece < SPLITS) send(there + to, value, there + barrier(QUERY));
+        }
     }
-    if (mine) core(cache, cached, past);
+    if (rank / SPLITS < heads.count) core(Cache(at), ahead.cached, past);
+    float4 x[chunks(OUT)];
+    float sum[warp_rows_max(OUT)];
+    if (heads.count > 0) await<CORE>();
+    core_row(x);
+    multiply<OUT>(sum, x, held);
+    own += reduce<0>(spread_sum(sum), epoch, [&] { load<UP>(next); }) + to_float(bias);
+    publish<MIDDLE>(s.middle, to_float(weight));
 }
 
 // softmax(q . keys) values over this block's piece of its head, to all blocks of the cluster.
@@ -254,14 +282,16 @@ __device__ void Worker::merge() {
     if (lane < N / WARPS) send(there + offset(&s.mass[piece][head]), most, total, there + barrier(CORE));
 }
 
-// Adds up the clusters' partial sums of the warp's rows: publishes ours and brings the others'. All lanes of a row get its sum.
-template <u32 BUFFER> __device__ float Worker::reduce(float partial, u32 epoch) const {
+// Adds up the clusters' partial sums of the warp's rows: publishes ours and brings the others'. All lanes of a row get its sum. `meanwhile` is
+// done while they are on their way.
+template <u32 BUFFER, typename Meanwhile> __device__ float Worker::reduce(float partial, u32 epoch, Meanwhile meanwhile) const {
     constexpr u32 L = LANES<warp_rows_max(OUT)>, GROUPS = WARP / L, WORDS = divide_up(SHARDS, GROUPS);
     u32 group = lane / L, row = lane % L;
     bool has = row < res.count;
     u64 *words = reinterpret_cast<u64 *>(g.exchange) + BUFFER * SHARDS * C + res.first + row, word[WORDS];
     if (group == 0 && has)
         asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(words + cluster * C), "l"(u64(epoch) << 32 | __float_as_uint(partial)) : "memory");
+    meanwhile();
     words += group * C;
     auto peek = [&](u32 i) {
         asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word[i]) : "l"(words + i * GROUPS * C) : "memory");
@@ -290,56 +320,50 @@ template <u32 BUFFER> __device__ float Worker::reduce(float partial, u32 epoch) 
     return sum;
 }
 
-// x += out(core): a head's pieces merged by their masses.
-__device__ void Worker::out(u32 layer, u32 epoch) {
-    const Layer &at = s.layers[layer];
-    Element bias = at.out_bias[own_row()], weight = at.norm2_weight[own_row()];
-    float4 x[chunks(OUT)];
-    float sum[warp_rows_max(OUT)] = {};
-    product<OUT>(sum, x, [&] {
-        if (heads.count > 0) await<CORE>();
+// Attention's result: a head's pieces merged by their masses.
+__device__ void Worker::core_row(float4 (&x)[chunks(OUT)]) const {
 #pragma unroll
-        for (u32 c = 0; c < chunks(OUT); c++) {
-            u32 k = c * CHUNK + lane * 4, head = k / D;
-            float2 mass[SPLITS];
-            float most = NO_SCORE, total = 0;
+    for (u32 c = 0; c < chunks(OUT); c++) {
+        u32 k = c * CHUNK + lane * 4, head = k / D;
+        float2 mass[SPLITS];
+        float most = NO_SCORE, total = 0;
 #pragma unroll
-            for (u32 i = 0; i < SPLITS; i++) mass[i] = s.mass[i][head], most = fmaxf(most, mass[i].x);
+        for (u32 i = 0; i < SPLITS; i++) mass[i] = s.mass[i][head], most = fmaxf(most, mass[i].x);
 #pragma unroll
-            for (u32 i = 0; i < SPLITS; i++) mass[i].x = exponential(mass[i].x - most), total = fmaf(mass[i].x, mass[i].y, total);
-            float inverse = ::reciprocal(total);
-            x[c] = make_float4(0, 0, 0, 0);
+        for (u32 i = 0; i < SPLITS; i++) mass[i].x = exponential(mass[i].x - most), total = fmaf(mass[i].x, mass[i].y, total);
+        float inverse = ::reciprocal(total);
+        x[c] = make_float4(0, 0, 0, 0);
 #pragma unroll
-            for (u32 i = 0; i < SPLITS; i++) {
-                float4 v = load4(s.core[i] + k);
-                float w = mass[i].x * inverse;
-                x[c] = make_float4(fmaf(w, v.x, x[c].x), fmaf(w, v.y, x[c].y), fmaf(w, v.z, x[c].z), fmaf(w, v.w, x[c].w));
-            }
+        for (u32 i = 0; i < SPLITS; i++) {
+            float4 v = load4(s.core[i] + k);
+            float w = mass[i].x * inverse;
+            x[c] = make_float4(fmaf(w, v.x, x[c].x), fmaf(w, v.y, x[c].y), fmaf(w, v.z, x[c].z), fmaf(w, v.w, x[c].w));
         }
-    });
-    own += reduce<0>(spread_sum(sum), epoch) + to_float(bias);
-    publish<MIDDLE>(s.middle, to_float(weight));
+    }
 }
 
-// x += down(gelu(up(ln2(x)))).
-__device__ void Worker::mlp(u32 layer, u32 epoch) {
-    constexpr u32 UPS = warp_rows_max(UP);
+// x += down(gelu(up(ln2(x)))). Meanwhile the next layer begins, if there is one.
+__device__ void Worker::mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u32 epoch) {
+    constexpr u32 R = warp_rows_max(UP);
     Element bias = s.layers[layer].down_bias[own_row()], weight = s.layers[layer + 1].norm1_weight[own_row()];
+    float2 ab = sums[layer * LAYER_SUMS + 3 * C + smaller(units_of(cluster).first + row_of<R>(up), F - 1)];
+    Held<DOWN> down;
     {
-        u32 unit = smaller(units_of(cluster).first + row_of<UPS>(up), F - 1);
-        float2 ab = sums[layer * LAYER_SUMS + 3 * C + unit];
-        float sum[UPS] = {};
-        product<UP>(sum, x, [&] { receive<MIDDLE>(s.middle); });
-        broadcast<HIDDEN, UPS>(activation(normed(sum, ab)), s.hidden + up.first, up.count);
+        float sum[R];
+        receive<MIDDLE>(s.middle);
+        multiply<UP>(sum, x, held);
+        load<DOWN>(down);
+        broadcast<HIDDEN, R>(activation(normed(sum, ab)), s.hidden + up.first, up.count);
     }
     float4 hidden[chunks(DOWN)];
-    float sum[warp_rows_max(DOWN)] = {};
-    product<DOWN>(sum, hidden, [&] {
-        await<HIDDEN>();
+    float sum[warp_rows_max(DOWN)];
+    await<HIDDEN>();
 #pragma unroll
-        for (u32 c = 0; c < chunks(DOWN); c++) hidden[c] = load4(s.hidden + c * CHUNK + lane * 4);
-    });
-    own += reduce<1>(spread_sum(sum), epoch) + to_float(bias);
+    for (u32 c = 0; c < chunks(DOWN); c++) hidden[c] = load4(s.hidden + c * CHUNK + lane * 4);
+    multiply<DOWN>(sum, hidden, down);
+    own += reduce<1>(spread_sum(sum), epoch, [&] {
+        if (layer + 1 < LAYERS) begin(next, layer + 1, past);
+    }) + to_float(bias);
     publish<RESIDUAL>(s.residual, to_float(weight));
 }
 
@@ -411,15 +435,17 @@ __device__ inline void generate(const GridArguments &g, const float2 *sums, Shar
     u32 issued = g.rule->issued;
 #pragma unroll 1
     for (u32 i = 0; i < g.steps; i++) {
+        Ahead ahead;
+        worker.begin(ahead, 0, t.past);
         worker.embed(t);
 #pragma unroll 1
         for (u32 layer = 0; layer < LAYERS; layer++) {
+            Held<UP> held;
             t.epoch++;
-            worker.attention(layer, t.past);
-            worker.out(layer, t.epoch);
-            worker.mlp(layer, t.epoch);
+            worker.attention(ahead, held, layer, t.past, t.epoch);
+            worker.mlp(held, ahead, layer, t.past, t.epoch);
         }
-        Rule rule(g.rule);
+        Rule rule = s.rule;
         u64 best = worker.head(rule, t.step);
         if (!ALL_HELD && !g.picks) return;
         t.id = worker.agree(rule, best, t);
@@ -441,6 +467,7 @@ __device__ inline void prepare(const GridArguments &g, Shared &s) {
         for (u32 i = 0; i < SLOTS; i++) barrier_init(shared_address(&s.full[i]), FETCHERS), barrier_init(shared_address(&s.empty[i]), WARPS);
         publish_barriers();
         s.layers[LAYERS].norm1_weight = g.norm_weight;
+        s.rule = Rule(g.rule);
     }
     for (u32 i = threadIdx.x; i < sizeof(s.mass) / sizeof(float2); i += THREADS_ALL) s.mass[0][i] = make_float2(0, 1);
     for (u32 i = threadIdx.x; i < LAYERS * sizeof(Layer) / 8; i += THREADS_ALL)
@@ -473,7 +500,7 @@ extern "C" __global__ void __launch_bounds__(THREADS_ALL, 1) ENTRY(decode_shards
 
 // `sums` for decode_shards. Grid (x, LAYERS + 1): blocks of 256 threads, a warp a row, as many as cover a layer's rows, and the head's.
 extern "C" __global__ void __launch_bounds__(256, 1)
-    ENTRY(decode_sums)(float2 *sums, const Layer *layers, const Element *norm_weight, const Element *norm_bias, const Element *token) {
+    ENTRY(decode_shard_sums)(float2 *sums, const Layer *layers, const Element *norm_weight, const Element *norm_bias, const Element *token) {
     u32 r = blockIdx.x * 8 + threadIdx.x / WARP, l = blockIdx.y, lane = threadIdx.x % WARP, head = r / (3 * D), part = r / D % 3;
     bool last = l == LAYERS, up = r >= 3 * C;
     if (r >= (last ? VOCAB : LAYER_SUMS)) return;

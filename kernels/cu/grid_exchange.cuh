@@ -4,6 +4,7 @@
 // every kind of word a buffer for even and one for odd epochs. A reader polls the words it needs: no fence, no counter. A buffer is written
 // again two epochs later, after every result that anybody made from it has been needed by all: so it is free by then.
 #pragma once
+#include "grid_share.cuh"
 #include "grid_words.cuh"
 
 // Where the words of a parity lie. Attention's are those of all heads, once for each piece: CORE_PACK values and what they weigh, in bf16 as the

@@ -7,11 +7,12 @@
 constexpr u32 VECTOR = 16 / sizeof(Element), VECTORS = D / VECTOR;             // elements of a load; loads of a row
 __device__ constexpr u32 power_above(u32 n) { return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : 32; }
 constexpr u32 ROW_LANES = power_above(VECTORS), ROWS_AT_ONCE = WARP / ROW_LANES; // lanes that share a row of values
-#ifdef GRID_CLUSTER
-constexpr u32 KEYS = 8, KEY_LANES = WARP / KEYS;
+#ifdef GRID_KEYS
+constexpr u32 KEYS = GRID_KEYS;
 #else
-constexpr u32 KEYS = ROW_LANES <= (HALF ? 16 : 8) ? 16 : 8, KEY_LANES = WARP / KEYS; // of a group; lanes that share a key
+constexpr u32 KEYS = ROW_LANES <= (HALF ? 16 : 8) ? 16 : 8;
 #endif
+constexpr u32 KEY_LANES = WARP / KEYS; // of a group; lanes that share a key
 constexpr u32 KEY_LOADS = divide_up(VECTORS, KEY_LANES), VALUE_LOADS = KEYS / ROWS_AT_ONCE;
 static_assert(D % VECTOR == 0 && VECTORS <= 32, "heads of whole vectors");
 

@@ -17,6 +17,7 @@ struct Token {
 struct Rule {
     Sampling s;
     bool exact;
+    Rule() = default;
     __device__ Rule(const OutboxState *state)
         : s(sampling(VOCAB, 0, *state)),
           exact(s.few() || s.part()) {}

@@ -4,7 +4,7 @@
 // the MLP, as many as make the weights of all clusters alike. Its blocks share the rows of every product.
 #pragma once
 #include "cluster.cuh"
-#include "grid_model.cuh"
+#include "grid_step.cuh"
 #include "spread.cuh"
 
 constexpr u32 N = GRID_CLUSTER, SHARDS = BLOCKS / N, WORKERS = WARPS * WARP;
@@ -20,8 +20,16 @@ __device__ constexpr Part part_of(u32 total, u32 parts, u32 i) { return {i * tot
 // ---- a cluster's shard ----
 
 __device__ constexpr Part heads_of(u32 cluster) { return part_of(H, SHARDS, cluster); }
-// A head has the weights of 2 D hidden units.
-__device__ constexpr u32 first_unit(u32 cluster) { return cluster * (2 * C + F) / SHARDS / 16 * 16 - 2 * D * heads_of(cluster).first; }
+// A head has the weights of 2 D hidden units: clusters with fewer heads have more units, as long as each gets some.
+__device__ constexpr u32 units_before(u32 cluster, bool even) {
+    return even ? cluster * (F / 16) / SHARDS * 16 : cluster * (2 * C + F) / SHARDS / 16 * 16 - 2 * D * heads_of(cluster).first;
+}
+__device__ constexpr bool all_get_units() {
+    bool all = true;
+    for (u32 i = 0; i < SHARDS; i++) all = all && units_before(i, false) < units_before(i + 1, false);
+    return all;
+}
+__device__ constexpr u32 first_unit(u32 cluster) { return units_before(cluster, !all_get_units()); }
 __device__ constexpr Part units_of(u32 cluster) { return {first_unit(cluster), first_unit(cluster + 1) - first_unit(cluster)}; }
 __device__ constexpr u32 units_max() {
     u32 most = 0;
@@ -30,6 +38,7 @@ __device__ constexpr u32 units_max() {
 }
 constexpr u32 HEADS_MAX = divide_up(H, SHARDS), UNITS_MAX = units_max();
 static_assert(HEADS_MAX * SPLITS <= N, "a head's pieces lie with blocks of their own");
+static_assert(F / 16 >= SHARDS && UNITS_MAX <= C, "each cluster has units, and a section of the ring holds a row");
 
 // ---- products: rows of a cluster, of a block, of a warp ----
 
@@ -56,25 +65,24 @@ __device__ constexpr u32 warp_rows_max(Stage s) {
 constexpr u32 CHUNK = 4 * WARP;
 __device__ constexpr u32 chunks(Stage s) { return divide_up(columns_max(s), CHUNK); }
 
-// Rows whose weights a warp holds in registers at once.
+// ---- the ring of weights ----
+
+// A slot has a section for each warp, which two of them fill: one or two rows of C columns, or as many as fit of OUT and DOWN. What is read behind a
+// row's end meets zeros.
+constexpr u32 FETCHERS = 4, SECTIONS = WARPS / FETCHERS;
+constexpr u32 SECTION = (C * sizeof(Element) <= 2048 ? 2 : 1) * C * sizeof(Element), SLOT_BYTES = WARPS * SECTION, MARGIN = CHUNK * sizeof(Element);
+__device__ constexpr u32 row_bytes(Stage s) { return columns_max(s) * sizeof(Element); }
+__device__ constexpr u32 section_rows(Stage s) { return smaller(SECTION / row_bytes(s), WARP / SECTIONS); }
+__device__ constexpr u32 slots(Stage s) { return divide_up(warp_rows_max(s), section_rows(s)); }
+
+// Rows whose weights a warp holds in registers at once; they lie in four slots at most.
 #ifndef HELD_R
 #define HELD_R 72
 #endif
 constexpr u32 HELD_REGISTERS = HELD_R;
-__device__ constexpr u32 held_rows(Stage s) { return smaller(larger(HELD_REGISTERS / (chunks(s) * sizeof(Element)), 1), warp_rows_max(s)); }
-static_assert(C >= N * WARPS, "every warp has a row of the residual stream");
-
-// ---- the ring of weights ----
-
-// A slot has a section for each warp: two rows of C columns, or as many as fit of OUT and DOWN. What is read behind a row's end meets zeros.
-#ifndef SLOT_R
-#define SLOT_R 2
-#endif
-constexpr u32 SECTION = SLOT_R * C * sizeof(Element), SLOT_BYTES = WARPS * SECTION, MARGIN = CHUNK * sizeof(Element);
-__device__ constexpr u32 row_bytes(Stage s) { return columns_max(s) * sizeof(Element); }
-__device__ constexpr u32 section_rows(Stage s) { return SECTION / row_bytes(s); }
-__device__ constexpr u32 slots(Stage s) { return divide_up(warp_rows_max(s), section_rows(s)); }
-static_assert(UNITS_MAX <= C, "a section holds a row");
+__device__ constexpr u32 held_rows(Stage s) {
+    return smaller(smaller(larger(HELD_REGISTERS / (chunks(s) * sizeof(Element)), 1), 3 * section_rows(s)), warp_rows_max(s));
+}
 
 // ---- shared memory ----
 
@@ -100,9 +108,10 @@ struct Shared {
     alignas(16) float2 spans[WARPS];
     alignas(16) u64 best[N * WARPS];
     alignas(16) Layer layers[LAYERS + 1];                  // of the last only the norm
+    Rule rule;
 };
 constexpr u32 RING_START = divide_up(sizeof(Shared), 128) * 128;
-static_assert(RING_START + 2 * SLOT_BYTES + MARGIN <= GRID_SHARED, "a ring fits");
+static_assert(RING_START + 4 * SLOT_BYTES + MARGIN <= GRID_SHARED, "a ring fits");
 constexpr u32 SLOTS = smaller((GRID_SHARED - RING_START - MARGIN) / SLOT_BYTES, SLOTS_MAX);
 constexpr u32 SHARED_BYTES = RING_START + SLOTS * SLOT_BYTES + MARGIN;
 

@@ -49,7 +49,6 @@ struct Matrices {
 };
 
 // A warp that fills the ring: in every slot the sections of some warps. It takes its time, since what others wait for in L2 would queue behind a burst.
-constexpr u32 FETCHERS = 4, SECTIONS = WARPS / FETCHERS;
 #ifndef RATE
 #define RATE 24
 #endif

@@ -45,7 +45,7 @@ pub use compile::{ARCHITECTURES, Compiled, SOURCES, Unit, cache_directory, compi
 pub use context::{Module, Stream};
 pub use decoder::{
     ClusterDecoder, ClusterKernels, ClusterLayout, Decoder, DecoderKernels, Generation, GridDecoder,
-    GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    GridKernels, GridLayout, LayerState, LayerWeights, ModelShape, ShardLayout, Spread,
 };
 pub use device::{Device, Info};
 pub use element::{Element, Plain};
