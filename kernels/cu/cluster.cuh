@@ -32,9 +32,9 @@ __device__ inline void send(u32 address, float a, float b, u32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address), "f"(a),
                  "f"(b), "r"(barrier) : "memory");
 }
-__device__ inline void send(u32 address, float4 v, u32 barrier) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "f"(v.x),
-                 "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier) : "memory");
+__device__ inline void send(u32 address, uint4 v, u32 barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
 }
 
 // Copies `bytes` (a multiple of 16) from device memory into our shared memory and counts them on `barrier`.

@@ -17,12 +17,16 @@
 
 constexpr u32 THREADS_ALL = WORKERS + FETCHERS * WARP;
 
+__device__ inline float4 add(float4 sum, float weight, float4 v) {
+    return make_float4(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y), fmaf(weight, v.z, sum.z), fmaf(weight, v.w, sum.w));
+}
+
 // The warps that compute meet.
 __device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory"); }
 
-// Weights in registers: the first rows of a warp's.
+// Weights in registers: the first rows of a warp's. They are float32 already: that is done while values are on their way.
 template <Stage S> struct Held {
-    Four<Element> part[held_rows(S)][chunks(S)];
+    float4 part[held_rows(S)][chunks(S)];
 };
 // What a layer's attention begins with.
 struct Ahead {
@@ -59,7 +63,7 @@ struct Worker {
     // What one brings to a block of a cluster.
     static __device__ u32 bytes(u32 handoff, u32 cluster) {
         return handoff == QUERY    ? 3 * D * sizeof(float)
-               : handoff == CORE   ? SPLITS * heads_of(cluster).count * (D * sizeof(float) + sizeof(float2))
+               : handoff == CORE   ? SPLITS * heads_of(cluster).count * (D * sizeof(Element) + sizeof(float2))
                : handoff == HIDDEN ? units_of(cluster).count * sizeof(float)
                : handoff == BEST   ? N * WARPS * sizeof(u64)
                                    : C * sizeof(float) + N * WARPS * sizeof(float2);
@@ -92,7 +96,7 @@ struct Worker {
             if (r == 0 || row % EACH == 0) reader.await(ahead);
             const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(ahead) + row % EACH * row_bytes(S)) + lane;
 #pragma unroll
-            for (u32 c = 0; c < chunks(S); c++) held.part[r][c] = at[c * WARP];
+            for (u32 c = 0; c < chunks(S); c++) held.part[r][c] = at[c * WARP].values();
         }
     }
     // sum[r] = row r of the warp's times x, for this lane's columns. The first weights are held already. Where a warp has fewer rows, or x fewer columns,
@@ -104,7 +108,7 @@ struct Worker {
         for (u32 r = FIRST; r < LAST; r++) {
             sum[r] = 0;
 #pragma unroll
-            for (u32 c = 0; c < chunks(S); c++) sum[r] = dot4(held.part[r - FIRST][c].values(), x[c], sum[r]);
+            for (u32 c = 0; c < chunks(S); c++) sum[r] = dot4(held.part[r - FIRST][c], x[c], sum[r]);
             read |= __float_as_uint(sum[r]) != ALL_LANES; // always: no sum is that NaN
         }
         reader.release((LAST == ROWS ? divide_up(LAST, EACH) : LAST / EACH) - FIRST / EACH, read);
@@ -202,7 +206,7 @@ __device__ void Worker::begin(Ahead &next, u32 layer, u32 past) const {
     u32 head = rank / SPLITS, first = (warp * SPLITS + rank % SPLITS) * KEYS;
     next.ab = sums[layer * LAYER_SUMS + heads.first * 3 * D + row_of<warp_rows_max(QKV)>(qkv)];
     if (head < heads.count) next.cached.load(Cache(s.layers[layer]), heads.first + head, first, past, lane);
-    load<QKV>(next.held);
+    if (!LAYER_HELD || layer == 0) load<QKV>(next.held);
 }
 
 // x += out(attention(ln1(x))): q, k and v of the cluster's heads go to the blocks that hold their pieces.
@@ -215,7 +219,6 @@ __device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 p
         float sum[R];
         if (layer > 0) receive<RESIDUAL>(s.residual);
         multiply<QKV>(sum, x, ahead.held);
-        load<OUT>(held);
         float value = normed(sum, ahead.ab);
         u32 r = lane % LANES<R>, row = qkv.first + r, to = offset(s.qkv + row % (3 * D));
 #pragma unroll
@@ -224,14 +227,18 @@ __device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 p
             if (r < qkv.count && piece < SPLITS) send(there + to, value, there + barrier(QUERY));
         }
     }
+    load<OUT>(held);
     if (rank / SPLITS < heads.count) core(Cache(at), ahead.cached, past);
     float4 x[chunks(OUT)];
     float sum[warp_rows_max(OUT)];
     if (heads.count > 0) await<CORE>();
     core_row(x);
     multiply<OUT>(sum, x, held);
-    own += reduce<0>(spread_sum(sum), epoch, [&] { load<UP>(next); }) + to_float(bias);
+    own += reduce<0>(spread_sum(sum), epoch, [&] {
+        if constexpr (LAYER_HELD) load<UP>(next);
+    }) + to_float(bias);
     publish<MIDDLE>(s.middle, to_float(weight));
+    if constexpr (!LAYER_HELD) load<UP>(next);
 }
 
 // softmax(q . keys) values over this block's piece of its head, to all blocks of the cluster.
@@ -263,19 +270,20 @@ __device__ void Worker::merge() {
     for (u32 w = 0; w < WARPS; w++) span[w].x = exponential(span[w].x - most), total = fmaf(span[w].x, span[w].y, total);
     u32 head = rank / SPLITS, piece = rank % SPLITS;
 #pragma unroll
-    for (u32 d = lane * 4; d < divide_up(D, CHUNK) * CHUNK; d += CHUNK) {
-        if (d >= D) continue;
-        float4 sum = make_float4(0, 0, 0, 0);
+    for (u32 i = 0; i < divide_up(VECTORS, WARP); i++) {
+        u32 d = (i * WARP + lane) * VECTOR;
+        if (VECTORS % WARP != 0 && d >= D) continue;
+        float4 low = make_float4(0, 0, 0, 0), high = low;
 #pragma unroll
         for (u32 w = 0; w < WARPS; w++) {
-            float4 v = load4(s.part[w] + d);
-            float p = span[w].x;
-            sum = make_float4(fmaf(p, v.x, sum.x), fmaf(p, v.y, sum.y), fmaf(p, v.z, sum.z), fmaf(p, v.w, sum.w));
+            low = add(low, span[w].x, load4(s.part[w] + d));
+            if (HALF) high = add(high, span[w].x, load4(s.part[w] + d + 4));
         }
+        uint4 v = rounded(low, high);
 #pragma unroll
-        for (u32 i = 0; i < N / WARPS; i++) {
-            u32 there = in_block(base(), warp + i * WARPS);
-            send(there + offset(s.core[piece] + head * D + d), sum, there + barrier(CORE));
+        for (u32 to = 0; to < N / WARPS; to++) {
+            u32 there = in_block(base(), warp + to * WARPS);
+            send(there + offset(s.core[piece] + head * D + d), v, there + barrier(CORE));
         }
     }
     u32 there = in_block(base(), warp + lane % (N / WARPS) * WARPS);
@@ -334,11 +342,7 @@ __device__ void Worker::core_row(float4 (&x)[chunks(OUT)]) const {
         float inverse = ::reciprocal(total);
         x[c] = make_float4(0, 0, 0, 0);
 #pragma unroll
-        for (u32 i = 0; i < SPLITS; i++) {
-            float4 v = load4(s.core[i] + k);
-            float w = mass[i].x * inverse;
-            x[c] = make_float4(fmaf(w, v.x, x[c].x), fmaf(w, v.y, x[c].y), fmaf(w, v.z, x[c].z), fmaf(w, v.w, x[c].w));
-        }
+        for (u32 i = 0; i < SPLITS; i++) x[c] = add(x[c], mass[i].x * inverse, load4(s.core[i] + k));
     }
 }
 
@@ -347,24 +351,25 @@ __device__ void Worker::mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u3
     constexpr u32 R = warp_rows_max(UP);
     Element bias = s.layers[layer].down_bias[own_row()], weight = s.layers[layer + 1].norm1_weight[own_row()];
     float2 ab = sums[layer * LAYER_SUMS + 3 * C + smaller(units_of(cluster).first + row_of<R>(up), F - 1)];
-    Held<DOWN> down;
     {
         float sum[R];
         receive<MIDDLE>(s.middle);
         multiply<UP>(sum, x, held);
-        load<DOWN>(down);
         broadcast<HIDDEN, R>(activation(normed(sum, ab)), s.hidden + up.first, up.count);
     }
+    Held<DOWN> down;
     float4 hidden[chunks(DOWN)];
     float sum[warp_rows_max(DOWN)];
+    load<DOWN>(down);
     await<HIDDEN>();
 #pragma unroll
     for (u32 c = 0; c < chunks(DOWN); c++) hidden[c] = load4(s.hidden + c * CHUNK + lane * 4);
     multiply<DOWN>(sum, hidden, down);
     own += reduce<1>(spread_sum(sum), epoch, [&] {
-        if (layer + 1 < LAYERS) begin(next, layer + 1, past);
+        if (LAYER_HELD && layer + 1 < LAYERS) load<QKV>(next.held);
     }) + to_float(bias);
     publish<RESIDUAL>(s.residual, to_float(weight));
+    if (layer + 1 < LAYERS) begin(next, layer + 1, past);
 }
 
 // logits = final_norm(x) . token: kept, and the warp's best pick among its rows.
@@ -485,10 +490,10 @@ extern "C" __global__ void __launch_bounds__(THREADS_ALL, 1) ENTRY(decode_shards
     prepare(g, s);
     // Those that compute take registers from those that fetch.
     if (threadIdx.x < WORKERS) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         generate(g, sums, s, t);
     } else {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         Fetcher(g, s).run();
     }
     __syncwarp();

@@ -42,6 +42,13 @@ __device__ inline void add_vector(float (&sum)[VECTOR], float w, const uint4 &v)
     }
 }
 
+// A vector of values in the working precision.
+__device__ inline uint4 rounded(float4 low, float4 high) {
+    if constexpr (!HALF) return make_uint4(__float_as_uint(low.x), __float_as_uint(low.y), __float_as_uint(low.z), __float_as_uint(low.w));
+    return make_uint4(pack(low.x, low.y), pack(low.z, low.w), pack(high.x, high.y), pack(high.z, high.w));
+}
+__device__ inline uint4 rounded(const float *x) { return rounded(load4(x), load4(x + VECTOR - 4)); }
+
 // The cache of a layer; its addresses are read a layer ahead.
 struct Cache {
     Element *keys, *values;
@@ -86,12 +93,6 @@ struct Rows {
         for (u32 i = 0; i < VALUE_LOADS; i++)
             if (row == i * ROWS_AT_ONCE + lane / ROW_LANES) value[i] = newest;
         if (lane < VECTORS) reinterpret_cast<uint4 *>(cache.values + at)[vector] = newest;
-    }
-    // A vector of values as the cache has them.
-    __device__ static uint4 rounded(const float *x) {
-        if constexpr (!HALF) return *reinterpret_cast<const uint4 *>(x);
-        float4 low = load4(x), high = load4(x + 4);
-        return make_uint4(pack(low.x, low.y), pack(low.z, low.w), pack(high.x, high.y), pack(high.z, high.w));
     }
     // The score of the lane's key.
     __device__ float score(const float *query, u32 lane) const {

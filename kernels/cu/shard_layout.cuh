@@ -75,13 +75,11 @@ __device__ constexpr u32 row_bytes(Stage s) { return columns_max(s) * sizeof(Ele
 __device__ constexpr u32 section_rows(Stage s) { return smaller(SECTION / row_bytes(s), WARP / SECTIONS); }
 __device__ constexpr u32 slots(Stage s) { return divide_up(warp_rows_max(s), section_rows(s)); }
 
-// Rows whose weights a warp holds in registers at once; they lie in four slots at most.
-#ifndef HELD_R
-#define HELD_R 72
-#endif
-constexpr u32 HELD_REGISTERS = HELD_R;
+// Rows whose weights a warp holds in registers at once, in so many of them: where the cache's rows and the residual stream leave room, so that nothing
+// spills. They lie in four slots at most.
+constexpr u32 HELD_REGISTERS = HALF ? (C > 1024 ? 100 : 80) : 40;
 __device__ constexpr u32 held_rows(Stage s) {
-    return smaller(smaller(larger(HELD_REGISTERS / (chunks(s) * sizeof(Element)), 1), 3 * section_rows(s)), warp_rows_max(s));
+    return smaller(smaller(larger(HELD_REGISTERS / (chunks(s) * 4), 1), 3 * section_rows(s)), warp_rows_max(s));
 }
 
 // ---- shared memory ----
@@ -101,7 +99,7 @@ struct Shared {
     u64 full[SLOTS_MAX], empty[SLOTS_MAX];                 // of the ring's slots
     alignas(16) Stream residual, middle;                   // before and after attention
     alignas(16) float qkv[3 * D];                          // of this block's head
-    alignas(16) float core[SPLITS][chunks(OUT) * CHUNK];   // of each piece: weighted values, and their maximum and total
+    alignas(16) Element core[SPLITS][chunks(OUT) * CHUNK]; // of each piece: weighted values, and their maximum and total
     float2 mass[SPLITS][divide_up(chunks(OUT) * CHUNK, D)];
     alignas(16) float hidden[chunks(DOWN) * CHUNK];
     alignas(16) float part[WARPS][D];                      // of this block's piece, warp by warp
@@ -114,6 +112,10 @@ constexpr u32 RING_START = divide_up(sizeof(Shared), 128) * 128;
 static_assert(RING_START + 4 * SLOT_BYTES + MARGIN <= GRID_SHARED, "a ring fits");
 constexpr u32 SLOTS = smaller((GRID_SHARED - RING_START - MARGIN) / SLOT_BYTES, SLOTS_MAX);
 constexpr u32 SHARED_BYTES = RING_START + SLOTS * SLOT_BYTES + MARGIN;
+
+// Whether the ring holds a layer. Then weights are there before the values that they are multiplied with; else nobody waits for weights before what
+// others wait for is sent.
+constexpr bool LAYER_HELD = SLOTS >= slots(QKV) + slots(OUT) + slots(UP) + slots(DOWN);
 
 // ---- rows behind a norm ----
 

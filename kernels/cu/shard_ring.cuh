@@ -49,10 +49,7 @@ struct Matrices {
 };
 
 // A warp that fills the ring: in every slot the sections of some warps. It takes its time, since what others wait for in L2 would queue behind a burst.
-#ifndef RATE
-#define RATE 24
-#endif
-constexpr u32 BYTES_A_CLOCK = RATE;
+constexpr u32 BYTES_A_CLOCK = 20;
 
 struct Fetcher {
     const GridArguments &g;
@@ -74,10 +71,9 @@ struct Fetcher {
     }
     // Waits until so many bytes are due.
     __device__ void pace(u32 bytes) {
-        if (BYTES_A_CLOCK == 0) return;
         u32 now = clock();
         while (int(due - now) > 0) now = clock();
-        due = now + bytes * FETCHERS / larger(BYTES_A_CLOCK, 1);
+        due = now + bytes * FETCHERS / BYTES_A_CLOCK;
     }
 
     // Row `r` of the cluster's rows of a stage, from the cluster's first column on.

@@ -26,6 +26,8 @@ pub enum Mode {
     Decode,
     /// Generation, or a model fed token by token, by what larger models are decoded by: spread over all of the device.
     Grid,
+    /// The same, in shards over clusters of blocks.
+    Shards,
     /// The same, step by step through the backend's fused verbs.
     Steps,
     /// A module, free-running through the plain verbs, every tap compared.
@@ -46,6 +48,7 @@ impl Mode {
             Self::Ragged => "ragged",
             Self::Decode => "decode",
             Self::Grid => "grid",
+            Self::Shards => "shards",
             Self::Steps => "steps",
             Self::Plain => "plain",
             Self::Injected => "injected",
@@ -55,7 +58,7 @@ impl Mode {
     /// Whether it is a way of its own on a host, which has nothing that decodes but its fused verbs.
     #[must_use]
     pub fn differs_on_host(self) -> bool {
-        !matches!(self, Self::Grid | Self::Steps)
+        !matches!(self, Self::Grid | Self::Shards | Self::Steps)
     }
 
     /// The path of the backend that it takes.
@@ -66,6 +69,7 @@ impl Mode {
                 Path::Fastest
             }
             Self::Grid => Path::Grid,
+            Self::Shards => Path::Shards,
             Self::Steps => Path::Steps,
             Self::Plain | Self::Injected => Path::Plain,
         }

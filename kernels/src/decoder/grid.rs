@@ -48,7 +48,8 @@ impl GridKernels {
         }
         let module = Module::load(device.context(), &cubin(&architecture(info.compute), &layout.unit())?)?;
         let generate = function(&module, layout.entry(), layout.element_bytes())?;
-        let add_up = layout.sums().map(|_| function(&module, DecoderEntry::decode_shard_sums, layout.element_bytes()));
+        let add_up =
+            layout.sums().map(|_| function(&module, DecoderEntry::decode_shard_sums, layout.element_bytes()));
         let loaded =
             Loaded { layout, generate, add_up: add_up.transpose()?, _module: module, device: device.clone() };
         Ok(loaded.fits()?.then(|| Self(Arc::new(loaded))))

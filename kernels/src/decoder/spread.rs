@@ -3,8 +3,8 @@
 use super::cluster_layout::SHARED_BYTES;
 use super::grid_layout::GridLayout;
 use super::shard_layout::{CLUSTER, ShardLayout};
-use crate::compile::Unit;
 use super::{ModelShape, clusters_at_once};
+use crate::compile::Unit;
 use crate::device::{Device, Launch, Start};
 use crate::entry::{DecoderEntry, Entry};
 use crate::error::Result;

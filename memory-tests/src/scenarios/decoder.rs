@@ -34,7 +34,7 @@ fn narrow_capacity() -> Capacity {
     capacity(narrow().max_position_embeddings, 1)
 }
 
-/// The model, its decoder over a cluster or, with [`Path::Grid`], over the GPU. On GPUs that are known to have room it must have one.
+/// The model, its decoder over a cluster or, with [`Path::Grid`] and [`Path::Shards`], over the GPU. On GPUs that are known to have room it must have one.
 fn model<E: Element>(cuda: &mut Cuda<E>, path: Path) -> Result<Model<Cuda<E>>>
 where
     Cuda<E>: Backend,
@@ -138,12 +138,15 @@ where
 
 const CLUSTER_ENTRIES: &[&str] = &["decode", "decode_pack", "decode_constants", "decode_head"];
 const GRID_ENTRIES: &[&str] = &["decode_grid"];
+const SHARDS_ENTRIES: &[&str] = &["decode_shards", "decode_shard_sums"];
 
 /// Adds the scenarios.
 pub(super) fn list(table: &mut Table) {
-    for (subject, path, entries) in
-        [("decoder", Path::Fastest, CLUSTER_ENTRIES), ("decoder-grid", Path::Grid, GRID_ENTRIES)]
-    {
+    for (subject, path, entries) in [
+        ("decoder", Path::Fastest, CLUSTER_ENTRIES),
+        ("decoder-grid", Path::Grid, GRID_ENTRIES),
+        ("decoder-shards", Path::Shards, SHARDS_ENTRIES),
+    ] {
         on_both_precisions!(table, subject, "generate", entries, |b| generate(b, path));
         on_both_precisions!(table, subject, "generate-and-break", &[], |b| stopped(b, path, false));
         on_both_precisions!(table, subject, "break-and-generate", &[], |b| stopped(b, path, true));
