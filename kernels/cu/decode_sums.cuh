@@ -1,24 +1,8 @@
 // Sums over the lanes of a warp, many at once, and LayerNorm by way of them.
 #pragma once
 #include "decode_layout.cuh"
+#include "powers.cuh"
 #include "spread.cuh"
-
-// 2^x for x <= 0, and 1 / x: to about 1e-7 of the result, without the slow paths of their ends.
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ inline float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-constexpr int NO_SCORE = -(1 << 30);
-__device__ inline int score_bound(float largest) { return max(__float2int_ru(largest), NO_SCORE); }
-// 2^n for n <= 0, or 0.
-__device__ inline float whole_power(int n) { return __int_as_float(max(n + 127, 0) << 23); }
 
 // A row of x as a warp holds it, with its LayerNorm: row r of a product is (dot(gamma x, row r) - mean a_r) / deviation + b_r, where a_r is the
 // product of gamma with the row, b_r that of beta, and the bias.

@@ -16,14 +16,6 @@ constexpr u32 KEY_LANES = WARP / KEYS; // of a group; lanes that share a key
 constexpr u32 KEY_LOADS = divide_up(VECTORS, KEY_LANES), VALUE_LOADS = KEYS / ROWS_AT_ONCE;
 static_assert(D % VECTOR == 0 && VECTORS <= 32, "heads of whole vectors");
 
-// Pieces that hold a position, with `past` cached ones.
-__device__ inline u32 pieces(u32 past) { return smaller(SPLITS, past / KEYS + 1); }
-// Warps of a piece that have a cached position.
-__device__ inline u32 busy_warps(u32 past, u32 piece) {
-    u32 groups = divide_up(past, KEYS);
-    return groups <= piece ? 0 : smaller(WARPS, divide_up(groups - piece, SPLITS));
-}
-
 // The sum of a vector's elements times those at `x`.
 __device__ inline float dot_vector(const uint4 &v, const float *x, float sum) {
     if constexpr (HALF) return dot4(unpack4(make_uint2(v.z, v.w)), load4(x + 4), dot4(unpack4(make_uint2(v.x, v.y)), load4(x), sum));
@@ -109,63 +101,3 @@ struct Rows {
         return sum;
     }
 };
-
-// The scores' factor in two floats: the exponent of a large score keeps what one would round away.
-__device__ inline float scaled(float x) {
-    const double exact = 1.0 / sqrt(double(D));
-    const float high = float(exact), low = float(exact - high);
-    return fmaf(x, high, x * low);
-}
-
-// e^x; the fast one's error, 2^-22 of x, is nothing to bf16.
-__device__ inline float exponential(float x) { return HALF ? __expf(x) : expf(x); }
-__device__ inline float reciprocal(float x) { return HALF ? __fdividef(1.0f, x) : 1.0f / x; }
-
-// The maximum over the warp, through integers that sort as the floats do.
-__device__ inline float lanes_max(float x) {
-#if __CUDA_ARCH__ >= 800
-    int bits = __float_as_int(x);
-    bits = __reduce_max_sync(ALL_LANES, bits ^ (bits >> 31 & 0x7fffffff));
-    return __int_as_float(bits ^ (bits >> 31 & 0x7fffffff));
-#endif
-    return x;
-}
-
-// Below every score, yet a number: where no position has a score, the difference of two is 0.
-constexpr float NO_SCORE = -1e30f;
-
-// What a multiplying warp makes of its keys and values: a softmax's maximum, total and weighted sum, the last spread over the lanes.
-struct Softmax {
-    float maximum, total = 0, sum[VECTOR] = {};
-
-    __device__ Softmax() { maximum = NO_SCORE; }
-    // Takes in the group of rows from position `start` on; all lanes of a key have its score.
-    __device__ void add(const Rows &rows, const float *query, u32 start, u32 past, u32 lane) {
-        float x = scaled(rows.score(query, lane)), before = maximum;
-        if (start + lane / KEY_LANES >= past) x = NO_SCORE;
-        maximum = fmaxf(before, lanes_max(x));
-        float weight = exponential(x - maximum), fade = exponential(before - maximum);
-        total = fmaf(total, fade, weight);
-#pragma unroll
-        for (u32 i = 0; i < VECTOR; i++) sum[i] *= fade;
-#pragma unroll
-        for (u32 i = 0; i < VALUE_LOADS; i++)
-            add_vector(sum, __shfl_sync(ALL_LANES, weight, (i * ROWS_AT_ONCE + lane / ROW_LANES) * KEY_LANES), rows.value[i]);
-    }
-    __device__ void join_lanes() {
-#pragma unroll
-        for (u32 lanes = KEY_LANES; lanes < WARP; lanes *= 2) total += __shfl_xor_sync(ALL_LANES, total, lanes);
-#pragma unroll
-        for (u32 lanes = ROW_LANES; lanes < WARP; lanes *= 2)
-#pragma unroll
-            for (u32 i = 0; i < VECTOR; i++) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
-    }
-    __device__ void store(float *sums, float2 &span, u32 lane) const {
-        if (lane < VECTORS)
-#pragma unroll
-            for (u32 i = 0; i < VECTOR; i += 4)
-                *reinterpret_cast<float4 *>(sums + lane * VECTOR + i) = make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
-        if (lane == 0) span = make_float2(maximum, total);
-    }
-};
-

@@ -5,6 +5,7 @@
 #pragma once
 #include "cluster.cuh"
 #include "grid_step.cuh"
+#include "powers.cuh"
 #include "spread.cuh"
 
 constexpr u32 N = GRID_CLUSTER, SHARDS = BLOCKS / N, WORKERS = WARPS * WARP;
@@ -75,9 +76,8 @@ __device__ constexpr u32 row_bytes(Stage s) { return columns_max(s) * sizeof(Ele
 __device__ constexpr u32 section_rows(Stage s) { return smaller(SECTION / row_bytes(s), WARP / SECTIONS); }
 __device__ constexpr u32 slots(Stage s) { return divide_up(warp_rows_max(s), section_rows(s)); }
 
-// Rows whose weights a warp holds in registers at once, in so many of them: where the cache's rows and the residual stream leave room, so that nothing
-// spills. They lie in four slots at most.
-constexpr u32 HELD_REGISTERS = HALF ? (C > 1024 ? 100 : 80) : 40;
+// Rows whose weights a warp holds in registers at once, in so many of them that nothing spills. They lie in four slots at most.
+constexpr u32 HELD_REGISTERS = 120;
 __device__ constexpr u32 held_rows(Stage s) {
     return smaller(smaller(larger(HELD_REGISTERS / (chunks(s) * 4), 1), 3 * section_rows(s)), warp_rows_max(s));
 }
@@ -87,6 +87,8 @@ __device__ constexpr u32 held_rows(Stage s) {
 // What blocks of a cluster hand each other. Each has a barrier and a buffer.
 enum Handoff { RESIDUAL, QUERY, CORE, MIDDLE, HIDDEN, BEST, HANDOFFS };
 constexpr u32 SLOTS_MAX = 32;
+
+constexpr u32 CORE_PACK = sizeof(u32) / sizeof(Element); // attention's values of a word
 
 // The residual stream on its way to a norm: less the mean of the norm before, times the norm's weight; and the sums of each warp's rows and of their
 // squares, before the weight.
@@ -99,11 +101,11 @@ struct Shared {
     u64 full[SLOTS_MAX], empty[SLOTS_MAX];                 // of the ring's slots
     alignas(16) Stream residual, middle;                   // before and after attention
     alignas(16) float qkv[3 * D];                          // of this block's head
-    alignas(16) Element core[SPLITS][chunks(OUT) * CHUNK]; // of each piece: weighted values, and their maximum and total
-    float2 mass[SPLITS][divide_up(chunks(OUT) * CHUNK, D)];
+    alignas(16) Element core[SPLITS][chunks(OUT) * CHUNK]; // of each piece: weighted values, and their mass
+    Mass core_mass[SPLITS][divide_up(chunks(OUT) * CHUNK, D)];
     alignas(16) float hidden[chunks(DOWN) * CHUNK];
     alignas(16) float part[WARPS][D];                      // of this block's piece, warp by warp
-    alignas(16) float2 spans[WARPS];
+    alignas(16) Mass part_mass[WARPS];
     alignas(16) u64 best[N * WARPS];
     alignas(16) Layer layers[LAYERS + 1];                  // of the last only the norm
     Rule rule;

@@ -171,7 +171,7 @@ impl ShardLayout {
             ("GRID_SHARED", self.shared_bytes),
             ("GRID_EXCHANGE_WORDS", self.exchange_words()),
         ];
-        Unit::decoder(&["decode_shards.cu"], &macros)
+        Unit::decoder(&["decode_shards.cu", "decode_shard_sums.cu"], &macros)
     }
 }
 
