@@ -182,17 +182,12 @@ __device__ void multiply_long(const Block &b, Tile<Element> &tile, u32 row, u32 
     await_slots(b, from, to);
     const char *at = slot_row<S>(b.slot_count, row + b.lane / 4);
     Tile<Element> part[PARTS];
-    bool read = false;
 #pragma unroll
-    for (u32 g = 0; g < GROUPS; g++) {
-        uint4 weights = load_vector<S>(at, slice.first + g, b.lane);
-        read |= weights.x != ALL_LANES;
-        part[g % PARTS].template add<S>(in, g, weights);
-    }
-    release_slots(b, from, to, read);
+    for (u32 g = 0; g < GROUPS; g++) part[g % PARTS].template add<S>(in, g, load_vector<S>(at, slice.first + g, b.lane));
     tile = part[0];
 #pragma unroll
     for (u32 p = 1; p < PARTS; p++) tile.join(part[p]);
+    release_slots(b, from, to, tile.is_made());
 }
 
 // A multiplying warp's part of a stage. The weights wait in registers for the input where they fit; else they are taken a tile or two at a time.

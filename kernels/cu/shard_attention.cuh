@@ -11,7 +11,8 @@ struct Weighted {
     // Takes in the group of rows from position `start` on, of which those below `count` are there.
     __device__ void add(const Rows &rows, const float *query, u32 start, u32 count, u32 lane) {
         const float factor = rsqrtf(float(D)) * 1.4426950408889634f; // to powers of two
-        float x = start + lane / KEY_LANES < count ? rows.score(query, lane) * factor : MINUS_INFINITY;
+        float x = rows.score(query, lane) * factor;
+        if (start + lane / KEY_LANES >= count) x = MINUS_INFINITY;
         int bound = max(most, __reduce_max_sync(ALL_LANES, score_bound(x)));
         float weight = power_of_two(x - float(bound)), shrink = whole_power(most - bound);
         most = bound;
