@@ -1,5 +1,5 @@
-// Attention of a cluster's heads. A head's cache lies in SPLITS pieces with as many blocks, group g of KEYS positions in piece g % SPLITS, and there with
-// warp g / SPLITS % WARPS.
+// Attention of a cluster's heads. A head's cache lies in SPLITS pieces with as many blocks, group g of KEYS positions in piece g % SPLITS, and there
+// with warp g / SPLITS % WARPS.
 #pragma once
 #include "shard_worker.cuh"
 
@@ -41,10 +41,12 @@ struct Weighted {
 
 // Brings what a layer begins with: its first cached rows, what the norm needs, and the weights of q, k and v
 // unless they are there.
-__device__ void Worker::begin(Ahead &next, u32 layer, u32 past) const {
+__device__ void Worker::begin(Ahead &next, u32 layer, u32 past) {
     next.ab = sums[layer * LAYER_SUMS + heads.first * 3 * D + row_of<warp_rows_max(QKV)>(qkv)];
-    if (rank / SPLITS < heads.count)
-        next.cached.load(Cache(s.layers[layer]), heads.first + rank / SPLITS, (warp * SPLITS + rank % SPLITS) * KEYS, past, lane);
+    u32 head = heads.first + rank / SPLITS, first = (warp * SPLITS + rank % SPLITS) * KEYS;
+#pragma unroll
+    for (u32 i = 0; i < GROUPS_AHEAD; i++)
+        if (rank / SPLITS < heads.count) next.cached[i].load(Cache(s.layers[layer]), head, first + i * ROUND, past, lane);
     if (!LAYER_HELD || layer == 0) load<QKV>(next.held);
 }
 
@@ -85,17 +87,20 @@ __device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 p
 }
 
 // softmax(q . keys) values over this block's piece of its head, to all blocks of the cluster.
-__device__ void Worker::core(const Cache &cache, Rows &cached, u32 past) {
+__device__ void Worker::core(const Cache &cache, Rows (&cached)[GROUPS_AHEAD], u32 past) {
     u32 head = heads.first + rank / SPLITS, start = (warp * SPLITS + rank % SPLITS) * KEYS;
     Weighted weighted;
     await<QUERY>();
+    bool more = true;
 #pragma unroll 1
-    for (;;) {
-        if (past - start < KEYS) cached.insert(cache, head, start, past, s.qkv, lane);
-        weighted.add(cached, s.qkv, start, past + 1, lane);
-        start += WARPS * SPLITS * KEYS;
-        if (start > past) break;
-        cached.load(cache, head, start, past, lane);
+    while (more) {
+#pragma unroll
+        for (u32 i = 0; i < GROUPS_AHEAD; i++, start += ROUND) {
+            if (past - start < KEYS) cached[i].insert(cache, head, start, past, s.qkv, lane);
+            weighted.add(cached[i], s.qkv, start, past + 1, lane);
+            if (ROUNDS > GROUPS_AHEAD) cached[i].load(cache, head, start + GROUPS_AHEAD * ROUND, past, lane);
+        }
+        more = start <= past;
     }
     weighted.leave(s.part[warp], s.part_mass[warp], lane);
     meet();

@@ -49,7 +49,9 @@ __device__ constexpr u32 cluster_rows(Stage s, u32 cluster) {
 __device__ constexpr Part block_rows(Stage s, u32 cluster, u32 rank) {
     return s == HEAD ? part_of(VOCAB, BLOCKS, cluster * N + rank) : part_of(cluster_rows(s, cluster), N, rank);
 }
-__device__ constexpr Part within(Part whole, u32 parts, u32 i) { return {whole.first + part_of(whole.count, parts, i).first, part_of(whole.count, parts, i).count}; }
+__device__ constexpr Part within(Part whole, u32 parts, u32 i) {
+    return {whole.first + part_of(whole.count, parts, i).first, part_of(whole.count, parts, i).count};
+}
 __device__ constexpr Part warp_rows(Stage s, u32 cluster, u32 rank, u32 warp) { return within(block_rows(s, cluster, rank), WARPS, warp); }
 
 // Columns that a cluster multiplies: all, or those of its shard.

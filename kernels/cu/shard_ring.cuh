@@ -1,5 +1,5 @@
-// Weights on their way to the warps of decode_shards.cu: one warp copies the rows of its block into a ring of slots, ahead of the others, in the order of
-// their use.
+// Weights on their way to the warps of decode_shards.cu: some warps copy the rows of their block into a ring of slots, ahead of the others, in the
+// order of their use.
 #pragma once
 #include "shard_layout.cuh"
 
@@ -48,8 +48,9 @@ struct Matrices {
     const Element *part[3];
 };
 
-// A warp that fills the ring: in every slot the sections of some warps. It takes its time, since what others wait for in L2 would queue behind a burst.
-constexpr u32 BYTES_A_CLOCK = 20;
+// A warp that fills the ring: in every slot the sections of some warps. Where the weights' arrival is what all wait for, it asks for no more than so
+// many bytes a clock, which is about what memory brings: asked for more, it brings less.
+constexpr u32 BYTES_A_CLOCK = 24;
 
 struct Fetcher {
     const GridArguments &g;
@@ -71,6 +72,7 @@ struct Fetcher {
     }
     // Waits until so many bytes are due.
     __device__ void pace(u32 bytes) {
+        if (LAYER_HELD) return;
         u32 now = clock();
         while (int(due - now) > 0) now = clock();
         due = now + bytes * FETCHERS / BYTES_A_CLOCK;

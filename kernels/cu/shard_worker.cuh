@@ -20,6 +20,9 @@ __device__ inline float4 now(float4 v) {
 // The warps that compute meet.
 __device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory"); }
 
+// Positions between a warp's groups, how often until the context is full, and groups that are in registers before the query comes.
+constexpr u32 ROUND = WARPS * SPLITS * KEYS, ROUNDS = divide_up(CONTEXT, ROUND), GROUPS_AHEAD = smaller(ROUNDS, KEY_LOADS + VALUE_LOADS <= 4 ? 2 : 1);
+
 // Weights in registers: the first rows of a warp's. They are float32 already: that is done while values are on their way.
 template <Stage S> struct Held {
     float4 part[held_rows(S)][chunks(S)];
@@ -27,7 +30,7 @@ template <Stage S> struct Held {
 // What a layer's attention begins with.
 struct Ahead {
     Held<QKV> held;
-    Rows cached;
+    Rows cached[GROUPS_AHEAD];
     float2 ab;
 };
 
@@ -87,31 +90,33 @@ struct Worker {
 
     // ---- products ----
 
-    // Brings the weights of the warp's rows from `FIRST` on, as many as registers hold.
-    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held) const {
-        constexpr u32 EACH = section_rows(S);
+    // Brings the weights of the warp's rows from `FIRST` on, as many as registers hold, and gives their slots back.
+    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held) {
+        constexpr u32 EACH = section_rows(S), ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
+        bool read = false;
 #pragma unroll
-        for (u32 r = 0; r < held_rows(S) && FIRST + r < warp_rows_max(S); r++) {
-            u32 row = FIRST + r, ahead = row / EACH - FIRST / EACH;
+        for (u32 row = FIRST; row < LAST; row++) {
+            u32 r = row - FIRST, ahead = row / EACH - FIRST / EACH;
             if (r == 0 || row % EACH == 0) reader.await(ahead);
             const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(ahead) + row % EACH * row_bytes(S)) + lane;
 #pragma unroll
-            for (u32 c = 0; c < chunks(S); c++) held.part[r][c] = now(at[c * WARP].values());
+            for (u32 c = 0; c < chunks(S); c++) {
+                held.part[r][c] = now(at[c * WARP].values());
+                read |= __float_as_uint(held.part[r][c].x) != ALL_LANES; // always: no weight is that NaN
+            }
         }
+        reader.release((LAST == ROWS ? divide_up(LAST, EACH) : LAST / EACH) - FIRST / EACH, read);
     }
-    // sum[r] = row r of the warp's times x, for this lane's columns. The first weights are held already. Where a warp has fewer rows, or x fewer columns,
-    // what stands there instead is of no effect.
+    // sum[r] = row r of the warp's times x, for this lane's columns. The first weights are held already. Where a warp has fewer rows, or x
+    // fewer columns, what stands there instead is of no effect.
     template <Stage S, u32 FIRST = 0> __device__ void multiply(float (&sum)[warp_rows_max(S)], const float4 (&x)[chunks(S)], Held<S> &held) {
-        constexpr u32 EACH = section_rows(S), ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
-        bool read = false;
+        constexpr u32 ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
 #pragma unroll
         for (u32 r = FIRST; r < LAST; r++) {
             sum[r] = 0;
 #pragma unroll
             for (u32 c = 0; c < chunks(S); c++) sum[r] = dot4(held.part[r - FIRST][c], x[c], sum[r]);
-            read |= __float_as_uint(sum[r]) != ALL_LANES; // always: no sum is that NaN
         }
-        reader.release((LAST == ROWS ? divide_up(LAST, EACH) : LAST / EACH) - FIRST / EACH, read);
         if constexpr (LAST < ROWS) {
             load<S, LAST>(held);
             multiply<S, LAST>(sum, x, held);
@@ -161,20 +166,20 @@ struct Worker {
     template <u32 R> __device__ u32 row_of(Part part) const { return part.first + smaller(lane % LANES<R>, larger(part.count, 1) - 1); }
 
     __device__ void embed(const Token &t);
-    __device__ void begin(Ahead &next, u32 layer, u32 past) const;
+    __device__ void begin(Ahead &next, u32 layer, u32 past);
     __device__ void attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 past, u32 epoch);
-    __device__ void core(const Cache &cache, Rows &rows, u32 past);
+    __device__ void core(const Cache &cache, Rows (&cached)[GROUPS_AHEAD], u32 past);
     __device__ void merge() const;
     __device__ void core_row(float4 (&x)[chunks(OUT)]) const;
     __device__ void mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u32 epoch);
-    template <u32 BUFFER, typename Meanwhile> __device__ float reduce(float partial, u32 epoch, Meanwhile meanwhile) const;
+    template <u32 BUFFER, typename Meanwhile> __device__ float reduce(float partial, u32 epoch, Meanwhile meanwhile);
     __device__ u64 head(const Rule &rule, u32 step);
     __device__ u32 agree(const Rule &rule, u64 best, const Token &t);
 };
 
 // Adds up the clusters' partial sums of the warp's rows: publishes ours and brings the others'. All lanes of a row get its sum. `meanwhile` is
 // done while they are on their way.
-template <u32 BUFFER, typename Meanwhile> __device__ float Worker::reduce(float partial, u32 epoch, Meanwhile meanwhile) const {
+template <u32 BUFFER, typename Meanwhile> __device__ float Worker::reduce(float partial, u32 epoch, Meanwhile meanwhile) {
     constexpr u32 L = LANES<warp_rows_max(OUT)>, GROUPS = WARP / L, WORDS = divide_up(SHARDS, GROUPS);
     u32 group = lane / L, row = lane % L;
     bool has = row < res.count;

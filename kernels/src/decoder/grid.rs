@@ -106,8 +106,8 @@ impl<E: Element> GridDecoder<E> {
     /// Elements of `table` for a layer: `Layer` of `cu/grid_model.cuh`, 15 addresses.
     pub const TABLE_LEN: usize = 2 * 15;
 
-    /// Takes zeroed buffers: `exchange` of four elements a word of the layout's, `state`, `table` for each layer, and `sums` of two elements a row, where
-    /// the layout has such.
+    /// Takes zeroed buffers: `exchange` of four elements a word of the layout's, `state`, `table` for each layer, and `sums` of two elements a
+    /// row, where the layout has such.
     #[must_use]
     pub fn new(
         kernels: GridKernels,
@@ -163,8 +163,8 @@ impl<E: Element> GridDecoder<E> {
         let kernels = &self.kernels.0;
         let sums = self.sums.as_ref().map_or(0, Buffer::address);
         let name = kernels.layout.entry().name();
-        // SAFETY: decode_grid(const GridArguments) or decode_shards(const GridArguments, const float2 *), with every length checked in `new`, `check` and
-        // `set_table`; `load` saw that all blocks fit at once. The kernel writes exchange and state, this value's own, and caches, logits,
+        // SAFETY: decode_grid(const GridArguments) or decode_shards(const GridArguments, const float2 *), with every length checked in `new`, `check`
+        // and `set_table`; `load` saw that all blocks fit at once. The kernel writes exchange and state, this value's own, and caches, logits,
         // tokens, cursor and outbox, borrowed mutably here, at positions below P as long as past + steps is at most P, which the
         // caller of the model checks; owners free device memory only after the stream has run.
         unsafe {
@@ -183,8 +183,8 @@ impl<E: Element> GridDecoder<E> {
         let launch = Launch { start: Start::After, ..Launch::new(grid, 32 * ROWS_A_BLOCK as u32) };
         let [weight, bias] = generation.final_norm.map(Buffer::address);
         let (sums, table, token) = (sums.address(), self.table.address(), generation.token.address());
-        // SAFETY: decode_shard_sums(float2 *, const Layer *, const Element *norm_weight, const Element *norm_bias, const Element *token), with lengths as for
-        // `launch`: it reads the parameters alone and writes `sums`, this value's own.
+        // SAFETY: decode_shard_sums(float2 *, const Layer *, const Element *norm_weight, const Element *norm_bias, const Element *token), with lengths
+        // as for `launch`: it reads the parameters alone and writes `sums`, this value's own.
         unsafe {
             let arguments = arguments!(sums, table, weight, bias, token);
             kernels.device.launch_function("decode_shard_sums", function, launch, arguments)

@@ -14,8 +14,8 @@ const KEYS: usize = 8;
 const CHUNK: usize = 128;
 /// Shared memory that sampling has of its own, and what aligning the rest takes.
 const STATIC_BYTES: usize = 256;
-/// Below this, one cluster keeps up: it has no other to wait for.
-const WEIGHT_BYTES_MIN: usize = 64 << 20;
+/// Below this, one cluster keeps up: it need not wait for others.
+const WEIGHT_BYTES_MIN: usize = 20 << 20;
 
 /// How a model is spread over clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
