@@ -1,76 +1,8 @@
 // Sums over the lanes of a warp, many at once, and LayerNorm by way of them.
 #pragma once
 #include "decode_layout.cuh"
-
-// 2^x for x <= 0, and 1 / x: to about 1e-7 of the result, without the slow paths of their ends.
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ inline float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-constexpr int NO_SCORE = -(1 << 30);
-__device__ inline int score_bound(float largest) { return max(__float2int_ru(largest), NO_SCORE); }
-// 2^n for n <= 0, or 0.
-__device__ inline float whole_power(int n) { return __int_as_float(max(n + 127, 0) << 23); }
-
-__device__ constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
-
-// After `spread_sum` of R values, lane l has the sum of value l % LANES<R>.
-template <u32 R> constexpr u32 LANES = ceil_power(R);
-
-// Two sums that every lane gets.
-struct Moments {
-    float sum, squares;
-
-    __device__ void add_lane(int lanes) {
-        float their_sum = __shfl_xor_sync(ALL_LANES, sum, lanes), their_squares = __shfl_xor_sync(ALL_LANES, squares, lanes);
-        sum += their_sum, squares += their_squares;
-    }
-};
-struct NoMoments {
-    __device__ void add_lane(int) {}
-};
-
-// Halves the values that a lane holds by handing the other half to the lane R / 2 away, until one is left; the moments go along.
-template <int R, typename M> __device__ float fold(const float (&values)[R], M &moments) {
-    if constexpr (R == 1) {
-        return values[0];
-    } else {
-        bool upper = threadIdx.x & R / 2;
-        float half[R / 2];
-#pragma unroll
-        for (int i = 0; i < R / 2; i++) {
-            float low = values[i], high = values[i + R / 2];
-            half[i] = (upper ? high : low) + __shfl_xor_sync(ALL_LANES, upper ? low : high, R / 2);
-        }
-        moments.add_lane(R / 2);
-        return fold(half, moments);
-    }
-}
-
-// The sums over all lanes of R values a lane, and of the moments.
-template <u32 R, typename M> __device__ float spread_sum(const float (&values)[R], M &moments) {
-    float padded[LANES<R>];
-#pragma unroll
-    for (int i = 0; i < int(LANES<R>); i++) padded[i] = i < int(R) ? values[i] : 0.0f;
-    float x = fold(padded, moments);
-#pragma unroll
-    for (int lanes = LANES<R>; lanes < WARP; lanes *= 2) {
-        x += __shfl_xor_sync(ALL_LANES, x, lanes);
-        moments.add_lane(lanes);
-    }
-    return x;
-}
-template <u32 R> __device__ float spread_sum(const float (&values)[R]) {
-    NoMoments none;
-    return spread_sum(values, none);
-}
+#include "powers.cuh"
+#include "spread.cuh"
 
 // A row of x as a warp holds it, with its LayerNorm: row r of a product is (dot(gamma x, row r) - mean a_r) / deviation + b_r, where a_r is the
 // product of gamma with the row, b_r that of beta, and the bias.

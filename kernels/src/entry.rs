@@ -47,6 +47,7 @@ entries! {
     DecoderEntry:
     decode decode_pack decode_constants decode_head
     decode_grid
+    decode_shards decode_shard_sums
     decode_batch decode_batch_pack decode_batch_constants decode_batch_head decode_batch_means
 }
 

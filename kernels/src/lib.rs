@@ -46,6 +46,7 @@ pub use context::{Module, Stream};
 pub use decoder::{
     BatchDecoder, BatchKernels, BatchLayout, ClusterDecoder, ClusterKernels, ClusterLayout, Decoder,
     DecoderKernels, Generation, GridDecoder, GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    ShardLayout, Spread,
 };
 pub use device::{Device, Info};
 pub use element::{Element, Plain};

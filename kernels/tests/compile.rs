@@ -3,8 +3,8 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use touchstone_kernels::{
-    ARCHITECTURES, BatchLayout, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape, Unit,
-    compile, probe,
+    ARCHITECTURES, BatchLayout, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape,
+    ShardLayout, Unit, compile, probe,
 };
 
 fn main() {
@@ -18,6 +18,7 @@ fn main() {
         Trial::test("clusters_compile_for_every_architecture_with_clusters", clusters_compile),
         Trial::test("batches_compile_for_every_architecture_with_clusters", batches_compile),
         Trial::test("grids_compile_for_every_generation", grids_compile),
+        Trial::test("shards_compile_for_every_architecture_with_clusters", shards_compile),
     ];
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(absent && !required)).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -120,6 +121,33 @@ fn grids_compile() -> Result<(), Failed> {
                 return Err(format!("{arch}: {shape:?} of {element_bytes} bytes: {layout:?}").into());
             };
             compile_decoder(arch, &layout.unit(), element_bytes, &[DecoderEntry::decode_grid])
+                .map_err(|error| format!("{shape:?}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for shards: of models wide and narrow, on a GPU that holds seven clusters, as an H200 does, and on one that holds eight.
+fn shards_compile() -> Result<(), Failed> {
+    let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    let narrow = ModelShape { channels: 128, heads: 4, width: 128, layers: 2, context: 41, vocab: 37 };
+    let small = ModelShape { channels: 384, heads: 6, width: 1536, layers: 6, context: 256, vocab: 65 };
+    let long = ModelShape { heads: 12, context: 1024, vocab: 50257, ..wide };
+    let largest = ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, ..long };
+    let hopper = [wide, narrow, small, long, largest].map(|shape| (shape, 7, "sm_90a"));
+    let others = [(wide, 8, "sm_90a"), (wide, 8, "sm_100a"), (wide, 8, "sm_103a")];
+    for (shape, clusters, arch) in hopper.into_iter().chain(others) {
+        for element_bytes in [2, 4] {
+            let layout = ShardLayout::new(shape, element_bytes, clusters, 232_448);
+            // In float32, the largest leaves no room for a ring.
+            let Some(layout) = layout.filter(|_| element_bytes == 2 || shape != largest) else {
+                if layout.is_none() && element_bytes == 4 {
+                    continue;
+                }
+                return Err(format!("{shape:?} of {element_bytes} bytes: {layout:?}").into());
+            };
+            let kernels = [DecoderEntry::decode_shards, DecoderEntry::decode_shard_sums];
+            compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
                 .map_err(|error| format!("{shape:?}: {error}"))?;
         }
     }

@@ -22,7 +22,7 @@ pub fn modes(case: &Case) -> Vec<Mode> {
     let logits = case.outputs().iter().find(|output| output.name == "logits");
     let shape = logits.map_or(&[][..], |output| &output.reference.shape);
     let others: &[_] = match *shape {
-        [1, ..] => &[Mode::Decode, Mode::Grid, Mode::Steps, Mode::Batch],
+        [1, ..] => &[Mode::Decode, Mode::Grid, Mode::Shards, Mode::Steps, Mode::Batch],
         [_, time, _] if time > 1 => &[Mode::Ragged],
         _ => &[],
     };
@@ -39,7 +39,7 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, mode: Mode) -> Result
     // Ragged, each sequence takes its chunks in an order of its own: a pass finds them at different places, and with different lengths.
     let turn = usize::from(mode == Mode::Ragged);
     let chunk = |pass: usize, sequence: usize| chunks[(pass + turn * sequence) % chunks.len()];
-    let decodes = matches!(mode, Mode::Decode | Mode::Grid | Mode::Steps);
+    let decodes = matches!(mode, Mode::Decode | Mode::Grid | Mode::Shards | Mode::Steps);
     let longest = if decodes { 1 } else { chunks.iter().copied().max().unwrap_or(time) };
     let capacity = match mode {
         Mode::Batch => Capacity { batch: COPIES, time: PROMPT_MAX.min(time), logits: LogitRows::Last },

@@ -7,8 +7,7 @@ use cudarc::driver::sys;
 
 use super::batch_layout::{BatchLayout, SEQUENCES, THREADS};
 use super::cluster_layout::SHARED_BYTES;
-use super::clusters::{allow_large_clusters, clusters_at_once};
-use super::{Generation, LayerState, LayerWeights, ModelShape, function};
+use super::{Generation, LayerState, LayerWeights, ModelShape, clusters_at_once, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
 use crate::context::Module;
@@ -61,8 +60,7 @@ impl BatchKernels {
         let mut loaded =
             Loaded { layout, batch, clusters: 1, functions, _module: module, device: device.clone() };
         let decode = loaded.function(DecoderEntry::decode_batch);
-        allow_large_clusters(decode)?;
-        loaded.clusters = clusters_at_once(device, decode, &loaded.launch())?.min(batch);
+        loaded.clusters = (clusters_at_once(device, decode, loaded.launch())? as usize).min(batch);
         Ok((loaded.clusters * SEQUENCES >= batch).then(|| Self(Arc::new(loaded))))
     }
 

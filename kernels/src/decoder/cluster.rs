@@ -6,8 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::cluster_layout::{ClusterLayout, SHARED_BYTES, THREADS};
-use super::clusters::{allow_large_clusters, clusters_at_once};
-use super::{Generation, LayerState, LayerWeights, ModelShape, function};
+use super::{Generation, LayerState, LayerWeights, ModelShape, clusters_at_once, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
 use crate::context::Module;
@@ -54,9 +53,8 @@ impl ClusterKernels {
         let function = |entry| function(&module, entry, layout.element_bytes());
         let functions = ENTRIES.into_iter().map(function).collect::<Result<_>>()?;
         let loaded = Loaded { layout, functions, _module: module, device: device.clone() };
-        let decode = loaded.function(DecoderEntry::decode);
-        allow_large_clusters(decode)?;
-        Ok((clusters_at_once(device, decode, &loaded.launch())? > 0).then(|| Self(Arc::new(loaded))))
+        let clusters = clusters_at_once(device, loaded.function(DecoderEntry::decode), loaded.launch())?;
+        Ok((clusters > 0).then(|| Self(Arc::new(loaded))))
     }
 
     /// The layout that they were compiled for.

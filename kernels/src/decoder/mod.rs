@@ -1,13 +1,14 @@
 //! Whole generations in one launch, by kernels that are compiled for one model: over a cluster of blocks (`cu/decode.cu`) where a model is small
-//! enough, for a batch over several (`cu/decode_batch.cu`), else over the whole GPU (`cu/decode_grid.cu`).
+//! enough, for a batch over several (`cu/decode_batch.cu`), else over the whole GPU (`cu/decode_shards.cu`, `cu/decode_grid.cu`).
 
 mod batch;
 mod batch_layout;
 mod cluster;
 mod cluster_layout;
-mod clusters;
 mod grid;
 mod grid_layout;
+mod shard_layout;
+mod spread;
 
 use cudarc::driver::sys;
 
@@ -17,9 +18,13 @@ pub use cluster::{ClusterDecoder, ClusterKernels};
 pub use cluster_layout::ClusterLayout;
 pub use grid::{GridDecoder, GridKernels};
 pub use grid_layout::GridLayout;
+pub use shard_layout::ShardLayout;
+pub use spread::Spread;
 
 use crate::buffer::Buffer;
 use crate::context::Module;
+use crate::device::{Device, Launch, no_attributes};
+use crate::driver::check;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;
@@ -194,4 +199,28 @@ impl<E: Element> Generation<'_, E> {
 fn function(module: &Module, entry: DecoderEntry, element_bytes: usize) -> Result<sys::CUfunction> {
     let precision = if element_bytes == 2 { "bf16" } else { "f32" };
     module.function(&format!("{}_{precision}", entry.name()))
+}
+
+/// Lets a kernel have more shared memory than what every GPU has.
+fn allow_shared_memory(function: sys::CUfunction, bytes: u32) -> Result<()> {
+    allow(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
+}
+
+fn allow(function: sys::CUfunction, attribute: sys::CUfunction_attribute, value: u32) -> Result<()> {
+    // SAFETY: the function's module is live.
+    let code = unsafe { sys::cuFuncSetAttribute(function, attribute, value as i32) };
+    check("cuFuncSetAttribute", code.result())
+}
+
+/// Clusters of this launch that the GPU, or the part of it that we see, holds at once. Lets the kernel have as large ones, and as much shared memory.
+fn clusters_at_once(device: &Device, function: sys::CUfunction, launch: Launch) -> Result<u32> {
+    device.bind()?;
+    allow_shared_memory(function, launch.shared_bytes)?;
+    allow(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
+    let (mut count, mut attribute) = (0, no_attributes());
+    let config = launch.config(device.stream(), device.info().compute.0, &mut attribute);
+    // SAFETY: the function's module is live; `count` and `config` live through the call.
+    let code = unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };
+    check("cuOccupancyMaxActiveClusters", code.result())?;
+    Ok(count as u32)
 }

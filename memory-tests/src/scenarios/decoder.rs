@@ -34,7 +34,7 @@ fn narrow() -> Config {
 /// Which decoder.
 #[derive(Clone, Copy)]
 struct Which {
-    /// [`Path::Grid`]: over the GPU.
+    /// [`Path::Grid`] or [`Path::Shards`]: over the GPU.
     path: Path,
     /// Of more than one sequence: over several clusters.
     batch: usize,
@@ -154,6 +154,7 @@ where
 
 const CLUSTER_ENTRIES: &[&str] = &["decode", "decode_pack", "decode_constants", "decode_head"];
 const GRID_ENTRIES: &[&str] = &["decode_grid"];
+const SHARDS_ENTRIES: &[&str] = &["decode_shards", "decode_shard_sums"];
 const BATCH_ENTRIES: &[&str] = &[
     "decode_batch",
     "decode_batch_pack",
@@ -164,9 +165,11 @@ const BATCH_ENTRIES: &[&str] = &[
 
 /// Adds the scenarios.
 pub(super) fn list(table: &mut Table) {
-    for (subject, path, entries) in
-        [("decoder", Path::Fastest, CLUSTER_ENTRIES), ("decoder-grid", Path::Grid, GRID_ENTRIES)]
-    {
+    for (subject, path, entries) in [
+        ("decoder", Path::Fastest, CLUSTER_ENTRIES),
+        ("decoder-grid", Path::Grid, GRID_ENTRIES),
+        ("decoder-shards", Path::Shards, SHARDS_ENTRIES),
+    ] {
         let which = Which { path, batch: 1 };
         on_both_precisions!(table, subject, "generate", entries, |b| generate(b, which));
         on_both_precisions!(table, subject, "generate-and-break", &[], |b| stopped(b, which, false));
