@@ -95,7 +95,7 @@ pub fn check<B: Backend>(
 fn row(case: &Case, target: Target, mode: Mode, output: &Output, produced: &[Produced]) -> Option<Row> {
     let (feed, visible) = match mode {
         Mode::Verb | Mode::Strided | Mode::Wide | Mode::Plain => (Feed::FreeRunning, true),
-        Mode::Fused | Mode::Ragged | Mode::Decode | Mode::Grid | Mode::Steps => {
+        Mode::Fused | Mode::Ragged | Mode::Decode | Mode::Grid | Mode::Shards | Mode::Steps | Mode::Batch => {
             (Feed::FreeRunning, matches!(output.name.as_str(), "y" | "logits" | "generated"))
         }
         Mode::Injected => (Feed::Injected, output.injected.is_some()),

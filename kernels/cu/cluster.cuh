@@ -37,6 +37,10 @@ __device__ inline void send(u32 address, float a, float b, u32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address), "f"(a),
                  "f"(b), "r"(barrier) : "memory");
 }
+__device__ inline void send(u32 address, uint4 v, u32 barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
+}
 // Stores 16 bytes into a block of the cluster, to be read behind the next cluster_barrier.
 __device__ inline void store_remote(u32 address, float4 v) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");

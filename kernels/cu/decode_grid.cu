@@ -12,28 +12,10 @@
 //
 // Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decoder/grid.rs.
 #include "grid_attention.cuh"
-#include "grid_pick.cuh"
-
-// Whether a block can pick from all logits, which its samplers hold; where not, top-k and top-p are sample.cu's.
-constexpr bool ALL_HELD = VOCAB <= 4 * Samplers::THREADS;
-constexpr u32 SCORES_HELD = VOCAB <= Samplers::THREADS ? 1 : 4;
+#include "grid_step.cuh"
 
 // Block-wide barrier of all but the fetching warp.
 __device__ inline void sync_workers() { asm volatile("barrier.sync 14, %0;" ::"n"((WARPS + FINISHERS) * WARP) : "memory"); }
-
-// What the warps know of the token at hand.
-struct Token {
-    u32 id, past, step, epoch; // the epoch of the layer
-};
-
-// Sampling's rule, read for every token: over the layers it would only hold registers. `exact` where one block must see all logits.
-struct Rule {
-    Sampling s;
-    bool exact;
-    __device__ Rule(const OutboxState *state)
-        : s(sampling(VOCAB, 0, *state)),
-          exact(s.few() || s.part()) {}
-};
 
 // The bias of row `row` of a block whose first word is `first`.
 template <Stage S> __device__ float bias_of(const Element *bias, u32 first, u32 row, bool valid) {
@@ -53,16 +35,6 @@ struct Biases {
         down = bias_of<DOWN>(layer.down_bias, share(DOWN, b.block).first, row, valid && row < rows_of(DOWN, b.block));
     }
 };
-
-// GELU. What is rounded to bf16 takes erfc(z) e^(z^2) as a polynomial of 1 / (1 + 0.45 z): within 1e-5 of itself, in a third of the time.
-__device__ inline float activation(float x) {
-    if constexpr (!HALF) return gelu(x);
-    float z = fabsf(x) * 0.70710678f, t = __fdividef(1.0f, fmaf(0.45f, z, 1.0f));
-    float sum = fmaf(t, -0.132915478f, 0.282924294f);
-    sum = fmaf(t, fmaf(t, fmaf(t, fmaf(t, sum, 0.100752547f), 0.241974863f), 0.253466241f), 0.253789385f);
-    float tail = 0.5f * x * (t * sum) * __expf(-z * z);
-    return x < 0 ? tail : x - tail;
-}
 
 // What becomes of a stage's rows. `prepare` fetches what does not depend on the sums.
 template <Stage S> struct Send {
@@ -203,14 +175,6 @@ __device__ inline void finish_token(Block &b, u32 &task_count, Token &t, Biases 
     u64 best = lanes_best(choose.best);
     if (b.lane < REPLICAS)
         send(words_at(g.exchange, AT_PICK, t.epoch, b.lane) + blockIdx.x * FINISHERS + finisher, u32(best), u32(best >> 32), 0, t.epoch);
-}
-
-// Block 0 hands the token to the host, and moves what the next launch reads.
-__device__ inline void deliver(const GridArguments &g, const Token &t, u32 issued) {
-    g.tokens[0] = t.id;
-    g.outbox[issued % g.slots] = u64(issued + 1) << 32 | t.id;
-    g.rule->issued = issued + 1;
-    g.cursor->past = t.past, g.cursor->step = t.step;
 }
 
 __device__ inline void decode_grid(const GridArguments &g) {

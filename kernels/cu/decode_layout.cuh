@@ -6,6 +6,7 @@
 #pragma once
 #include "cluster.cuh"
 #include "pick.cuh"
+#include "powers.cuh"
 
 #if BF16
 typedef bf16 Element;
@@ -92,13 +93,6 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 // The handoffs, and a row of the position embedding. Each has a barrier and a buffer.
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, HIDDEN, LOGITS, POSITION, HANDOFFS };
 constexpr u32 SLOTS_MAX = 32;
-
-// A softmax so far: its mass relative to 2^most. `most` is a whole number and not below any score, so that sums of different parts of the keys
-// come to one base by exact powers of two.
-struct Mass {
-    int most;
-    float mass;
-};
 
 // A row of the residual before a norm as its blocks send it: less a number near its mean, times gamma and as it is.
 struct Stream {

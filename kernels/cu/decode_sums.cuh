@@ -1,28 +1,7 @@
 // Sums over the lanes of a warp and over the warps, and LayerNorm by way of them.
 #pragma once
 #include "decode_layout.cuh"
-
-// 2^x for x <= 0, 1 / x and its root: to about 1e-7 of the result, without the slow paths of their ends.
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ inline float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ inline float reciprocal_root(float x) {
-    float y;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-constexpr int NO_SCORE = -(1 << 30);
-__device__ inline int score_bound(float largest) { return max(__float2int_ru(largest), NO_SCORE); }
-// 2^n for n <= 0, or 0.
-__device__ inline float whole_power(int n) { return __int_as_float(max(n + 127, 0) << 23); }
+#include "powers.cuh"
 
 // The sum over the lanes that differ in bits from `FIRST` up to below `LAST`.
 template <u32 FIRST, u32 LAST> __device__ float sum_over(float x) {

@@ -4,15 +4,10 @@
 // A multiplying warp has its group's keys and values in registers before the query comes. The newest position comes with the query in the
 // exchange; finishing warps take it in, write it to the cache, and merge what the warps found. Consumers merge the pieces (FromCore).
 #pragma once
+#include "grid_keys.cuh"
 #include "grid_product.cuh"
 
-constexpr u32 VECTOR = 16 / sizeof(Element), VECTORS = D / VECTOR;             // elements of a load; loads of a row
-__device__ constexpr u32 power_above(u32 n) { return n <= 4 ? 4 : n <= 8 ? 8 : n <= 16 ? 16 : 32; }
-constexpr u32 ROW_LANES = power_above(VECTORS), ROWS_AT_ONCE = WARP / ROW_LANES; // lanes that share a row of values
-constexpr u32 KEYS = ROW_LANES <= (HALF ? 16 : 8) ? 16 : 8, KEY_LANES = WARP / KEYS; // of a group; lanes that share a key
-constexpr u32 KEY_LOADS = divide_up(VECTORS, KEY_LANES), VALUE_LOADS = KEYS / ROWS_AT_ONCE;
 constexpr u32 TASKS = H * SPLITS;
-static_assert(D % VECTOR == 0 && VECTORS <= 32, "heads of whole vectors");
 
 // Pieces that hold a position, with `past` cached ones.
 __device__ inline u32 pieces(u32 past) { return smaller(SPLITS, past / KEYS + 1); }
@@ -24,65 +19,6 @@ __device__ inline u32 busy_warps(u32 past, u32 piece) {
 
 __device__ inline float *core_sums(u32 warp) { return shared<float>(AT_CORE_SUMS) + warp * CORE_SUMS; }
 __device__ inline float2 *spans() { return shared<float2>(AT_SPANS); }
-
-// The sum of a vector's elements times those at `x`.
-__device__ inline float dot_vector(const uint4 &v, const float *x, float sum) {
-    if constexpr (HALF) return dot4(unpack4(make_uint2(v.z, v.w)), load4(x + 4), dot4(unpack4(make_uint2(v.x, v.y)), load4(x), sum));
-    return dot4(make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)), load4(x), sum);
-}
-__device__ inline void add_vector(float (&sum)[VECTOR], float w, const uint4 &v) {
-    if constexpr (HALF) {
-        float4 a = unpack4(make_uint2(v.x, v.y)), b = unpack4(make_uint2(v.z, v.w));
-        float part[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (u32 i = 0; i < VECTOR; i++) sum[i] = fmaf(w, part[i], sum[i]);
-    } else {
-        float part[4] = {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
-#pragma unroll
-        for (u32 i = 0; i < VECTOR; i++) sum[i] = fmaf(w, part[i], sum[i]);
-    }
-}
-
-// The cache of a layer; its addresses are read a layer ahead.
-struct Cache {
-    Element *keys, *values;
-    __device__ Cache(const Layer &layer) : keys(layer.keys), values(layer.values) {}
-};
-
-// A group of cached rows in registers.
-struct Rows {
-    uint4 key[KEY_LOADS], value[VALUE_LOADS];
-
-    __device__ static uint4 cached(const Element *rows, u32 row, u32 vector, u32 past) {
-        return row < past && vector < VECTORS ? __ldcg(reinterpret_cast<const uint4 *>(rows + u64(row) * D) + vector) : make_uint4(0, 0, 0, 0);
-    }
-    __device__ void load(const Cache &cache, u32 head, u32 first, u32 past, u32 lane) {
-        u32 row = first + lane / KEY_LANES;
-        const Element *keys = cache.keys + u64(head) * CONTEXT * D, *values = cache.values + u64(head) * CONTEXT * D;
-#pragma unroll
-        for (u32 i = 0; i < KEY_LOADS; i++) {
-            u32 vector = i * KEY_LANES + lane % KEY_LANES;
-            key[i] = cached(keys, row, vector, past);
-        }
-#pragma unroll
-        for (u32 i = 0; i < VALUE_LOADS; i++) {
-            u32 row = first + i * ROWS_AT_ONCE + lane / ROW_LANES, vector = lane % ROW_LANES;
-            value[i] = cached(values, row, vector, past);
-        }
-    }
-    // The score of the lane's key.
-    __device__ float score(const float *query, u32 lane) const {
-        float sum = 0;
-#pragma unroll
-        for (u32 i = 0; i < KEY_LOADS; i++) {
-            u32 vector = i * KEY_LANES + lane % KEY_LANES;
-            if (VECTORS % KEY_LANES == 0 || vector < VECTORS) sum = dot_vector(key[i], query + vector * VECTOR, sum);
-        }
-#pragma unroll
-        for (u32 lanes = 1; lanes < KEY_LANES; lanes *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
-        return sum;
-    }
-};
 
 // The scores' factor in two floats: the exponent of a large score keeps what one would round away.
 __device__ inline float scaled(float x) {
@@ -105,25 +41,6 @@ __device__ inline float lanes_max(float x) {
     return x;
 }
 
-// Brings the words of q, k or v of a head and puts the values, float32, to `out`, shared memory.
-__device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u32 lane) {
-    constexpr u32 COUNT = divide_up(HEAD_WORDS, WARP);
-    const uint4 *at[COUNT];
-    uint4 v[COUNT];
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++) at[i] = words + smaller(i * WARP + lane, HEAD_WORDS - 1);
-    receive(v, at, epoch);
-    __syncwarp();
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++)
-#pragma unroll
-        for (u32 j = 0; j < PACK; j++) {
-            u32 d = (i * WARP + lane) * PACK + j;
-            if (d < D) out[d] = unpack(v[i], j);
-        }
-    __syncwarp();
-}
-
 // What a multiplying warp makes of its keys and values: a softmax's maximum, total and weighted sum, the last spread over the lanes.
 struct Softmax {
     float maximum, total = 0, sum[VECTOR] = {};
@@ -143,20 +60,40 @@ struct Softmax {
             add_vector(sum, __shfl_sync(ALL_LANES, weight, (i * ROWS_AT_ONCE + lane / ROW_LANES) * KEY_LANES), rows.value[i]);
     }
     __device__ void join_lanes() {
-        total = warp_sum(total) / KEY_LANES;
+#pragma unroll
+        for (u32 lanes = KEY_LANES; lanes < WARP; lanes *= 2) total += __shfl_xor_sync(ALL_LANES, total, lanes);
 #pragma unroll
         for (u32 lanes = ROW_LANES; lanes < WARP; lanes *= 2)
 #pragma unroll
             for (u32 i = 0; i < VECTOR; i++) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
     }
-    __device__ void store(u32 warp, u32 lane) const {
+    __device__ void store(float *sums, float2 &span, u32 lane) const {
         if (lane < VECTORS)
 #pragma unroll
             for (u32 i = 0; i < VECTOR; i += 4)
-                *reinterpret_cast<float4 *>(core_sums(warp) + lane * VECTOR + i) = make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
-        if (lane == 0) spans()[warp] = make_float2(maximum, total);
+                *reinterpret_cast<float4 *>(sums + lane * VECTOR + i) = make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
+        if (lane == 0) span = make_float2(maximum, total);
     }
 };
+
+// Brings the words of q, k or v of a head and puts the values, float32, to `out`, shared memory.
+__device__ inline void receive_head(float *out, const uint4 *words, u32 epoch, u32 lane) {
+    constexpr u32 COUNT = divide_up(HEAD_WORDS, WARP);
+    const uint4 *at[COUNT];
+    uint4 v[COUNT];
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) at[i] = words + smaller(i * WARP + lane, HEAD_WORDS - 1);
+    receive(v, at, epoch);
+    __syncwarp();
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++)
+#pragma unroll
+        for (u32 j = 0; j < PACK; j++) {
+            u32 d = (i * WARP + lane) * PACK + j;
+            if (d < D) out[d] = unpack(v[i], j);
+        }
+    __syncwarp();
+}
 
 // A multiplying warp's part of a layer's attention.
 __device__ inline void attend(Block &b, u32 &task_count, const Cache &cache, u32 past, u32 epoch) {
@@ -174,7 +111,7 @@ __device__ inline void attend(Block &b, u32 &task_count, const Cache &cache, u32
             }
             softmax.join_lanes();
             barrier_wait(CORE_FREE, task_count % 2 ^ 1);
-            softmax.store(b.warp, b.lane);
+            softmax.store(core_sums(b.warp), spans()[b.warp], b.lane);
             __syncwarp();
         }
         barrier_wait(CORE_FREE, task_count % 2 ^ 1); // no warp may arrive twice before the others have

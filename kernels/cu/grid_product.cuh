@@ -134,8 +134,9 @@ __device__ inline void await_slots(const Block &b, u32 from, u32 to) {
     for (u32 s = b.slot_count + from; s < b.slot_count + to; s += WARP)
         barrier_wait(SLOT_FULL + (s + b.lane) % SLOTS, (s + b.lane) / SLOTS % 2, s + b.lane < b.slot_count + to);
 }
-__device__ inline void release_slots(const Block &b, u32 from, u32 to) {
-    __syncwarp();
+// Gives them back. An arrival does not wait for loads under way: `read`, true in every lane, must depend on their values.
+__device__ inline void release_slots(const Block &b, u32 from, u32 to, bool read) {
+    if (!__any_sync(ALL_LANES, read)) return;
     for (u32 s = b.slot_count + from + b.lane; s < b.slot_count + to; s += WARP) barrier_arrive(SLOT_READ + s % SLOTS);
 }
 
@@ -159,14 +160,18 @@ __device__ void multiply_held(Tile<Element> *tile, const uint4 (&held)[TILES][GR
 // Takes the warp's columns of all tiles from row `row` on out of the ring.
 template <Stage S, u32 TILES, u32 GROUPS> __device__ void take(const Block &b, uint4 (&held)[TILES][GROUPS], u32 row, u32 rows, Slice slice) {
     u32 from = row / slot_rows(S), to = divide_up(smaller(row + TILES * TILE_ROWS, rows), slot_rows(S));
+    bool read = false;
     await_slots(b, from, to);
 #pragma unroll
     for (u32 t = 0; t < TILES; t++) {
         const char *at = slot_row<S>(b.slot_count, row + t * TILE_ROWS + b.lane / 4);
 #pragma unroll
-        for (u32 g = 0; g < GROUPS; g++) held[t][g] = load_vector<S>(at, slice.first + g, b.lane);
+        for (u32 g = 0; g < GROUPS; g++) {
+            held[t][g] = load_vector<S>(at, slice.first + g, b.lane);
+            read |= held[t][g].x != ALL_LANES;
+        }
     }
-    release_slots(b, from, to);
+    release_slots(b, from, to, read);
 }
 
 // The sums of one tile of rows too long for the registers, straight from the ring.
@@ -179,10 +184,10 @@ __device__ void multiply_long(const Block &b, Tile<Element> &tile, u32 row, u32 
     Tile<Element> part[PARTS];
 #pragma unroll
     for (u32 g = 0; g < GROUPS; g++) part[g % PARTS].template add<S>(in, g, load_vector<S>(at, slice.first + g, b.lane));
-    release_slots(b, from, to);
     tile = part[0];
 #pragma unroll
     for (u32 p = 1; p < PARTS; p++) tile.join(part[p]);
+    release_slots(b, from, to, tile.is_made());
 }
 
 // A multiplying warp's part of a stage. The weights wait in registers for the input where they fit; else they are taken a tile or two at a time.

@@ -13,7 +13,7 @@
 //   slots       [SLOTS][SLOT_BYTES]  the ring of weights: whole rows, each half a line of all banks further on than the one before, so that
 //               eight lanes find 64 bytes of two rows in different banks
 #pragma once
-#include "grid_model.cuh"
+#include "grid_share.cuh"
 
 constexpr u32 BANKS_BYTES = 128;
 __device__ constexpr u32 stride(u32 columns) { return (columns * u32(sizeof(Element)) + 63) / BANKS_BYTES * BANKS_BYTES + 64; }

@@ -54,6 +54,8 @@ template <> struct Tile<bf16> {
             : "r"(w.x), "r"(w.z), "r"(w.y), "r"(w.w), "r"(x.x), "r"(x.y));
 #endif
     }
+    // Always, and only once the sums are there: none is that NaN.
+    __device__ bool is_made() const { return __float_as_uint(sum.x) != ALL_LANES; }
     __device__ void join(const Tile &t) { sum.x += t.sum.x, sum.y += t.sum.y, sum.z += t.sum.z, sum.w += t.sum.w; }
 
     // Writes the warp's sums to partial[kind][row][warp]: kind 0 of the input, 1 of the norm's weight, 2 of its bias. A lane has two columns of row
@@ -91,6 +93,7 @@ template <> struct Tile<float> {
             weight = dot(in.norm + group * GROUP_BYTES, w, weight), bias = dot(in.norm + C * 4 + group * GROUP_BYTES, w, bias);
         }
     }
+    __device__ bool is_made() const { return __float_as_uint(x) != ALL_LANES; }
     __device__ void join(const Tile &t) { x += t.x, weight += t.weight, bias += t.bias; }
     static __device__ float across(float v) {
         v += __shfl_xor_sync(ALL_LANES, v, 1);

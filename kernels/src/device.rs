@@ -102,6 +102,11 @@ impl Device {
         &self.0.context
     }
 
+    /// An op's kernel.
+    pub(crate) fn function(&self, entry: Entry) -> sys::CUfunction {
+        self.0.functions[entry as usize]
+    }
+
     pub(crate) fn bind(&self) -> Result<()> {
         self.0.context.bind()
     }
@@ -116,7 +121,7 @@ impl Device {
     /// `args` point to values of the types that the entry point's signature lists, in its order; the device memory among them is live
     /// until the kernel has run, large enough for the shape that it is given, and written by nobody else meanwhile.
     pub(crate) unsafe fn launch(&self, entry: Entry, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
-        let function = self.0.functions[entry as usize];
+        let function = self.function(entry);
         // SAFETY: the caller's promise; the function belongs to the module held here.
         unsafe { self.launch_function(entry.name(), function, launch, args) }
     }

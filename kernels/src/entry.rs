@@ -47,6 +47,16 @@ entries! {
     DecoderEntry:
     decode decode_pack decode_constants decode_head
     decode_grid
+    decode_shards decode_shard_sums
+    decode_batch decode_batch_pack decode_batch_constants decode_batch_head decode_batch_means
+}
+
+impl DecoderEntry {
+    /// The precisions that it is compiled for.
+    #[must_use]
+    pub fn precisions(self) -> &'static [&'static str] {
+        if self.name().starts_with("decode_batch") { &["bf16"] } else { &["f32", "bf16"] }
+    }
 }
 
 #[cfg(test)]

@@ -44,8 +44,9 @@ pub use buffer::Buffer;
 pub use compile::{ARCHITECTURES, Compiled, SOURCES, Unit, cache_directory, compile};
 pub use context::{Module, Stream};
 pub use decoder::{
-    ClusterDecoder, ClusterKernels, ClusterLayout, Decoder, DecoderKernels, Generation, GridDecoder,
-    GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    BatchDecoder, BatchKernels, BatchLayout, ClusterDecoder, ClusterKernels, ClusterLayout, Decoder,
+    DecoderKernels, Generation, GridDecoder, GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    ShardLayout, Spread,
 };
 pub use device::{Device, Info};
 pub use element::{Element, Plain};

@@ -3,7 +3,8 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use touchstone_kernels::{
-    ARCHITECTURES, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape, Unit, compile, probe,
+    ARCHITECTURES, BatchLayout, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape,
+    ShardLayout, Unit, compile, probe,
 };
 
 fn main() {
@@ -15,7 +16,9 @@ fn main() {
     let trials = vec![
         Trial::test("every_kernel_compiles_for_every_architecture_without_spilling", every_kernel_compiles),
         Trial::test("clusters_compile_for_every_architecture_with_clusters", clusters_compile),
+        Trial::test("batches_compile_for_every_architecture_with_clusters", batches_compile),
         Trial::test("grids_compile_for_every_generation", grids_compile),
+        Trial::test("shards_compile_for_every_architecture_with_clusters", shards_compile),
     ];
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(absent && !required)).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -40,21 +43,49 @@ fn every_kernel_compiles() -> Result<(), Failed> {
 /// Architectures with clusters as large and shared memory as much as a decoder needs.
 const CLUSTERED: &[&str] = &["sm_90a", "sm_100a", "sm_103a"];
 
+/// Models that a cluster decodes.
+fn narrow_models() -> [ModelShape; 3] {
+    let small = ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+    [
+        small,
+        ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..small },
+        ModelShape { channels: 384, heads: 6, width: 1536, ..small },
+    ]
+}
+
 /// The same for the kernels that are compiled for one model; they are tuned for Hopper's registers, and must not spill there. Without
 /// this, dimensions that the device code refuses would show on a GPU.
 fn clusters_compile() -> Result<(), Failed> {
     use DecoderEntry as Kernel;
-    let small = ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
-    let shapes = [
-        small,
-        ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..small },
-        ModelShape { channels: 384, heads: 6, width: 1536, ..small },
-    ];
+    let shapes = narrow_models();
     let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];
     for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
         let layout = ClusterLayout::new(shape, element_bytes).ok_or("no layout")?;
         for arch in CLUSTERED {
             compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
+                .map_err(|error| format!("{shape:?}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for the kernels of batches: of the models of clusters, of the narrowest, and of one with as much of everything as there may be.
+fn batches_compile() -> Result<(), Failed> {
+    use DecoderEntry as Kernel;
+    let [small, _, wide] = narrow_models();
+    let others =
+        [ModelShape { width: 128, context: 41, ..small }, ModelShape { layers: 13, vocab: 256, ..wide }];
+    let kernels = [
+        Kernel::decode_batch,
+        Kernel::decode_batch_pack,
+        Kernel::decode_batch_constants,
+        Kernel::decode_batch_head,
+        Kernel::decode_batch_means,
+    ];
+    for shape in narrow_models().into_iter().chain(others) {
+        let layout = BatchLayout::new(shape, 2).ok_or("no layout")?;
+        for arch in CLUSTERED {
+            compile_decoder(arch, &layout.unit(), 2, &kernels)
                 .map_err(|error| format!("{shape:?}: {error}"))?;
         }
     }
@@ -90,6 +121,33 @@ fn grids_compile() -> Result<(), Failed> {
                 return Err(format!("{arch}: {shape:?} of {element_bytes} bytes: {layout:?}").into());
             };
             compile_decoder(arch, &layout.unit(), element_bytes, &[DecoderEntry::decode_grid])
+                .map_err(|error| format!("{shape:?}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for shards: of models wide and narrow, on a GPU that holds seven clusters, as an H200 does, and on one that holds eight.
+fn shards_compile() -> Result<(), Failed> {
+    let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    let narrow = ModelShape { channels: 128, heads: 4, width: 128, layers: 2, context: 41, vocab: 37 };
+    let small = ModelShape { channels: 384, heads: 6, width: 1536, layers: 6, context: 256, vocab: 65 };
+    let long = ModelShape { heads: 12, context: 1024, vocab: 50257, ..wide };
+    let largest = ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, ..long };
+    let hopper = [wide, narrow, small, long, largest].map(|shape| (shape, 7, "sm_90a"));
+    let others = [(wide, 8, "sm_90a"), (wide, 8, "sm_100a"), (wide, 8, "sm_103a")];
+    for (shape, clusters, arch) in hopper.into_iter().chain(others) {
+        for element_bytes in [2, 4] {
+            let layout = ShardLayout::new(shape, element_bytes, clusters, 232_448);
+            // In float32, the largest leaves no room for a ring.
+            let Some(layout) = layout.filter(|_| element_bytes == 2 || shape != largest) else {
+                if layout.is_none() && element_bytes == 4 {
+                    continue;
+                }
+                return Err(format!("{shape:?} of {element_bytes} bytes: {layout:?}").into());
+            };
+            let kernels = [DecoderEntry::decode_shards, DecoderEntry::decode_shard_sums];
+            compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
                 .map_err(|error| format!("{shape:?}: {error}"))?;
         }
     }

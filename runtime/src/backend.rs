@@ -114,15 +114,15 @@ pub struct Weights<B: Backend> {
     pub final_norm: Norm<B>,
 }
 
-/// What decode steps of one sequence read and change besides the parameters.
+/// What decode steps read and change besides the parameters.
 pub struct DecodeState<'a, B: Backend> {
     /// Each block's cache.
     pub caches: &'a mut [LayerCache<B>],
-    /// `[1]`: the token sampled last.
+    /// `[B]`: the tokens sampled last.
     pub tokens: &'a mut B::Ids,
-    /// `[1, 3]`.
+    /// `[B, 3]`.
     pub cursor: &'a mut B::Ids,
-    /// `[1, V]`: of the last step.
+    /// `[B, V]`: of the last step.
     pub logits: &'a mut B::Wide,
     /// Where the tokens go.
     pub outbox: &'a mut B::Outbox,
@@ -309,8 +309,9 @@ pub trait Backend: Sized {
     /// Steps that [`Backend::decode`] should be asked for at most, so that a generation that is broken off ends soon.
     fn decode_stride(decoder: &Self::Decoder) -> usize;
 
-    /// `steps` decode steps of one sequence: embedding, every block, head and sampling, the same results as the verbs' within rounding. The
-    /// steps fit into the context and the outbox. Only called with what [`Backend::decoder`] made.
+    /// `steps` decode steps of every sequence: embedding, every block, head and sampling, the same results as the verbs' within rounding. The
+    /// steps fit into the outbox, and into the context of some sequence; one whose context is full idles. Only called with what
+    /// [`Backend::decoder`] made.
     fn decode(
         &mut self,
         decoder: &mut Self::Decoder,

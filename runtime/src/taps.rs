@@ -18,6 +18,8 @@ pub enum Path {
     Fastest,
     /// The same, but a model that is made meanwhile is spread over all of the device, however small it is.
     Grid,
+    /// The same, in shards that are made up of several multiprocessors each.
+    Shards,
     /// Step by step, by fused verbs.
     Steps,
     /// By plain verbs, one op each.
@@ -52,13 +54,13 @@ impl Taps {
     /// Whether decode steps may run all at once.
     #[must_use]
     pub fn at_once(&self) -> bool {
-        matches!(self.path, Path::Fastest | Path::Grid) && self.listener.is_none()
+        matches!(self.path, Path::Fastest | Path::Grid | Path::Shards) && self.listener.is_none()
     }
 
-    /// Whether what runs decode steps at once must be spread over all of the device.
+    /// The path chosen.
     #[must_use]
-    pub fn grid(&self) -> bool {
-        self.path == Path::Grid
+    pub fn path(&self) -> Path {
+        self.path
     }
 }
 

@@ -23,7 +23,7 @@ struct Config {
 }
 
 pub fn modes(_: &Case) -> Vec<Mode> {
-    vec![Mode::Fused, Mode::Grid, Mode::Steps, Mode::Plain]
+    vec![Mode::Fused, Mode::Grid, Mode::Shards, Mode::Steps, Mode::Plain]
 }
 
 pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, _: Mode) -> Result<Vec<Produced>> {

@@ -12,12 +12,17 @@ use super::{Mode, Produced, module_modes};
 use crate::error::Result;
 use crate::operands::{Operands, Trained};
 
-/// Beside the chunks, one sequence is fed token by token, by each thing that decodes; several are fed ragged.
+/// Sequences of a batch that is fed token by token.
+const COPIES: usize = 64;
+/// Tokens of their longest prompt.
+const PROMPT_MAX: usize = 5;
+
+/// Beside the chunks, one sequence is fed token by token, by each thing that decodes, and as a batch; several are fed ragged.
 pub fn modes(case: &Case) -> Vec<Mode> {
     let logits = case.outputs().iter().find(|output| output.name == "logits");
     let shape = logits.map_or(&[][..], |output| &output.reference.shape);
     let others: &[_] = match *shape {
-        [1, ..] => &[Mode::Decode, Mode::Grid, Mode::Steps],
+        [1, ..] => &[Mode::Decode, Mode::Grid, Mode::Shards, Mode::Steps, Mode::Batch],
         [_, time, _] if time > 1 => &[Mode::Ragged],
         _ => &[],
     };
@@ -34,15 +39,23 @@ pub fn run<B: Backend>(b: &mut B, operands: &Operands<'_>, mode: Mode) -> Result
     // Ragged, each sequence takes its chunks in an order of its own: a pass finds them at different places, and with different lengths.
     let turn = usize::from(mode == Mode::Ragged);
     let chunk = |pass: usize, sequence: usize| chunks[(pass + turn * sequence) % chunks.len()];
-    let decodes = matches!(mode, Mode::Decode | Mode::Grid | Mode::Steps);
+    let decodes = matches!(mode, Mode::Decode | Mode::Grid | Mode::Shards | Mode::Steps);
     let longest = if decodes { 1 } else { chunks.iter().copied().max().unwrap_or(time) };
-    let mut model = model(b, operands, Capacity { batch, time: longest, logits: LogitRows::All })?;
+    let capacity = match mode {
+        Mode::Batch => Capacity { batch: COPIES, time: PROMPT_MAX.min(time), logits: LogitRows::Last },
+        _ => Capacity { batch, time: longest, logits: LogitRows::All },
+    };
+    let mut model = model(b, operands, capacity)?;
     let vocab = model.config().vocab_size;
     let mut logits = Produced {
         name: "logits".into(),
         shape: vec![batch, time, vocab],
         values: vec![f64::NAN; batch * time * vocab],
     };
+    if mode == Mode::Batch {
+        logits.values = decode_batch(b, &mut model, &tokens, vocab)?;
+        return Ok(vec![logits]);
+    }
     if decodes {
         logits.values = decode(b, &mut model, &tokens)?;
         return Ok(vec![logits]);
@@ -108,6 +121,41 @@ fn decode<B: Backend>(b: &mut B, model: &mut Model<B>, tokens: &[u32]) -> Result
         model.replace_tokens(b, &[*token])?;
         model.decode(b, 1)?;
         logits.extend(model.read_logits(b, 1)?);
+    }
+    Ok(logits)
+}
+
+/// The same of copies of the sequence that stand at different places: each position's logits are of another copy, as far as it passes there. Copies
+/// that are done idle, past the end of the context too.
+fn decode_batch<B: Backend>(
+    b: &mut B,
+    model: &mut Model<B>,
+    tokens: &[u32],
+    vocab: usize,
+) -> Result<Vec<f64>> {
+    let length = |copy: usize| (1 + copy % PROMPT_MAX).min(tokens.len());
+    let longest = PROMPT_MAX.min(tokens.len());
+    let mut logits = vec![f64::NAN; tokens.len() * vocab];
+    let mut keep = |rows: &[f64], step: usize| {
+        for (copy, row) in rows.chunks_exact(vocab).enumerate() {
+            let position = length(copy) + step - 1;
+            let Some(kept) = logits.chunks_exact_mut(vocab).nth(position) else { continue };
+            if position % COPIES == copy || kept[0].is_nan() {
+                kept.copy_from_slice(row);
+            }
+        }
+    };
+    model.rewind(b, &[0; COPIES])?;
+    model.forward_padded(b, &tokens[..longest].repeat(COPIES), (0..COPIES).map(length))?;
+    keep(&model.read_logits(b, COPIES)?, 0);
+    model.sample(b)?;
+    let mut sampled = Vec::new();
+    for step in 0..tokens.len() - 1 {
+        model.take(b, &mut sampled)?;
+        let next = |copy| tokens[(length(copy) + step).min(tokens.len() - 1)];
+        model.replace_tokens(b, &(0..COPIES).map(next).collect::<Vec<_>>())?;
+        model.decode(b, 1)?;
+        keep(&model.read_logits(b, COPIES)?, step + 1);
     }
     Ok(logits)
 }

@@ -26,8 +26,12 @@ pub enum Mode {
     Decode,
     /// Generation, or a model fed token by token, by what larger models are decoded by: spread over all of the device.
     Grid,
+    /// The same, in shards over clusters of blocks.
+    Shards,
     /// The same, step by step through the backend's fused verbs.
     Steps,
+    /// A model fed token by token in many copies at once, as fast as the backend can decode a batch.
+    Batch,
     /// A module, free-running through the plain verbs, every tap compared.
     Plain,
     /// A module through the plain verbs, every tap compared and then replaced by the golden values.
@@ -46,26 +50,33 @@ impl Mode {
             Self::Ragged => "ragged",
             Self::Decode => "decode",
             Self::Grid => "grid",
+            Self::Shards => "shards",
             Self::Steps => "steps",
+            Self::Batch => "batch",
             Self::Plain => "plain",
             Self::Injected => "injected",
         }
     }
 
-    /// Whether it is a way of its own on a host, which has nothing that decodes but its fused verbs.
+    /// Whether it is a way of its own on a host, which has nothing that decodes but its fused verbs, a row like the other.
     #[must_use]
     pub fn differs_on_host(self) -> bool {
-        !matches!(self, Self::Grid | Self::Steps)
+        !matches!(self, Self::Grid | Self::Shards | Self::Steps | Self::Batch)
     }
 
     /// The path of the backend that it takes.
     #[must_use]
     pub fn path(self) -> Path {
         match self {
-            Self::Verb | Self::Strided | Self::Wide | Self::Fused | Self::Ragged | Self::Decode => {
-                Path::Fastest
-            }
+            Self::Verb
+            | Self::Strided
+            | Self::Wide
+            | Self::Fused
+            | Self::Ragged
+            | Self::Decode
+            | Self::Batch => Path::Fastest,
             Self::Grid => Path::Grid,
+            Self::Shards => Path::Shards,
             Self::Steps => Path::Steps,
             Self::Plain | Self::Injected => Path::Plain,
         }

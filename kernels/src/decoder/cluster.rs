@@ -6,12 +6,11 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::cluster_layout::{ClusterLayout, SHARED_BYTES, THREADS};
-use super::{Generation, LayerState, LayerWeights, ModelShape, function};
+use super::{Generation, LayerState, LayerWeights, ModelShape, clusters_at_once, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
 use crate::context::Module;
-use crate::device::{Device, Launch, Start, arguments, no_attributes};
-use crate::driver::check;
+use crate::device::{Device, Launch, Start, arguments};
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;
@@ -54,8 +53,8 @@ impl ClusterKernels {
         let function = |entry| function(&module, entry, layout.element_bytes());
         let functions = ENTRIES.into_iter().map(function).collect::<Result<_>>()?;
         let loaded = Loaded { layout, functions, _module: module, device: device.clone() };
-        loaded.allow_large_clusters()?;
-        Ok((loaded.clusters_at_once()? > 0).then(|| Self(Arc::new(loaded))))
+        let clusters = clusters_at_once(device, loaded.function(DecoderEntry::decode), loaded.launch())?;
+        Ok((clusters > 0).then(|| Self(Arc::new(loaded))))
     }
 
     /// The layout that they were compiled for.
@@ -80,33 +79,6 @@ impl Loaded {
             shared_bytes: SHARED_BYTES as u32,
             start: Start::Clusters(cluster),
         }
-    }
-
-    /// More shared memory and more blocks a cluster than what every GPU of the architecture has must be asked for.
-    fn allow_large_clusters(&self) -> Result<()> {
-        use sys::CUfunction_attribute as Attribute;
-        let function = self.function(DecoderEntry::decode);
-        for (attribute, value) in [
-            (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, SHARED_BYTES as i32),
-            (Attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
-        ] {
-            // SAFETY: the function's module is live.
-            let code = unsafe { sys::cuFuncSetAttribute(function, attribute, value) };
-            check("cuFuncSetAttribute", code.result())?;
-        }
-        Ok(())
-    }
-
-    /// Clusters that the GPU, or the part of it that we see, holds at once.
-    fn clusters_at_once(&self) -> Result<i32> {
-        let (mut count, mut attribute) = (0, no_attributes());
-        let config = self.launch().config(self.device.stream(), self.device.info().compute.0, &mut attribute);
-        // SAFETY: the function's module is live; `count` and `config` live through the call.
-        let code = unsafe {
-            sys::cuOccupancyMaxActiveClusters(&mut count, self.function(DecoderEntry::decode), &config)
-        };
-        check("cuOccupancyMaxActiveClusters", code.result())?;
-        Ok(count)
     }
 }
 
@@ -178,7 +150,7 @@ impl<E: Element> ClusterDecoder<E> {
         E: 'a,
     {
         let shape = self.kernels.layout().shape();
-        generation.check(shape, states.len(), steps);
+        generation.check(shape, states.len(), steps, 1);
         let Generation { token, position, logits, tokens, cursor, outbox, eps, .. } = generation;
         let layers = shape.layers;
         let words = &mut self.arguments;
@@ -191,7 +163,7 @@ impl<E: Element> ClusterDecoder<E> {
         ]);
         words.resize(4 + 2 * layers, 0);
         for (layer, state) in states.enumerate() {
-            let [keys, values] = state.cache_addresses(shape);
+            let [keys, values] = state.cache_addresses(shape, 1);
             words[4 + layer] = keys;
             words[4 + layers + layer] = values;
         }

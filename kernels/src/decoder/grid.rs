@@ -1,11 +1,10 @@
-//! A whole generation by all multiprocessors: see `cu/decode_grid.cu`.
+//! A whole generation by the whole GPU: see `cu/decode_grid.cu` and `cu/decode_shards.cu`.
 
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::grid_layout::GridLayout;
-use super::{Generation, LayerState, function};
+use super::{Generation, LayerState, ModelShape, Spread, allow_shared_memory, clusters_at_once, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
 use crate::context::Module;
@@ -16,13 +15,15 @@ use crate::entry::DecoderEntry;
 use crate::error::Result;
 use crate::sample;
 
-/// The kernel of a decoder over the whole GPU, compiled for its layout and loaded.
+/// The kernels of a decoder over the whole GPU, compiled for its layout and loaded.
 #[derive(Clone)]
 pub struct GridKernels(Arc<Loaded>);
 
 struct Loaded {
-    layout: GridLayout,
-    function: sys::CUfunction,
+    layout: Spread,
+    generate: sys::CUfunction,
+    /// Makes the sums of rows behind norms, where the layout has such.
+    add_up: Option<sys::CUfunction>,
     _module: Module,
     device: Device,
 }
@@ -33,75 +34,67 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl GridKernels {
-    /// Compiles the kernel or takes it from the cache, and loads it. None where the GPU cannot hold all blocks at once.
+    /// Compiles the kernels or takes them from the cache, and loads them. None where the GPU cannot hold all blocks at once.
     ///
     /// # Errors
     /// The compiler's and the driver's.
-    pub fn load(device: &Device, layout: GridLayout) -> Result<Option<Self>> {
-        let info = device.info();
+    pub fn load(device: &Device, layout: Spread) -> Result<Option<Self>> {
+        let (info, launch) = (device.info(), layout.launch());
         if info.compute.0 < 8
-            || layout.blocks() > info.multiprocessors as usize
-            || layout.shared_bytes() > info.shared_bytes_max
+            || launch.grid[0] > info.multiprocessors
+            || launch.shared_bytes as usize > info.shared_bytes_max
         {
             return Ok(None);
         }
         let module = Module::load(device.context(), &cubin(&architecture(info.compute), &layout.unit())?)?;
-        let function = function(&module, DecoderEntry::decode_grid, layout.element_bytes())?;
-        let loaded = Loaded { layout, function, _module: module, device: device.clone() };
-        loaded.allow_shared_memory()?;
-        Ok((loaded.blocks_a_multiprocessor()? > 0).then(|| Self(Arc::new(loaded))))
+        let generate = function(&module, layout.entry(), layout.element_bytes())?;
+        let add_up =
+            layout.sums().map(|_| function(&module, DecoderEntry::decode_shard_sums, layout.element_bytes()));
+        let loaded =
+            Loaded { layout, generate, add_up: add_up.transpose()?, _module: module, device: device.clone() };
+        Ok(loaded.fits()?.then(|| Self(Arc::new(loaded))))
     }
 
     /// The layout that it was compiled for.
     #[must_use]
-    pub fn layout(&self) -> GridLayout {
+    pub fn layout(&self) -> Spread {
         self.0.layout
     }
 }
 
 impl Loaded {
-    /// The launch of a generation.
-    fn launch(&self) -> Launch {
-        Launch {
-            grid: [self.layout.blocks() as u32, 1, 1],
-            threads: self.layout.threads() as u32,
-            shared_bytes: self.layout.shared_bytes() as u32,
-            start: Start::Cooperative,
+    /// Whether the GPU, or the part of it that we see, holds all blocks at once.
+    fn fits(&self) -> Result<bool> {
+        let launch = self.layout.launch();
+        allow_shared_memory(self.generate, launch.shared_bytes)?;
+        if let Start::Clusters(cluster) = launch.start {
+            return Ok(clusters_at_once(&self.device, self.generate, launch)? >= launch.grid[0] / cluster);
         }
-    }
-
-    /// More shared memory than what every GPU has must be asked for.
-    fn allow_shared_memory(&self) -> Result<()> {
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let bytes = self.layout.shared_bytes() as i32;
-        // SAFETY: the function's module is live.
-        let code = unsafe { sys::cuFuncSetAttribute(self.function, attribute, bytes) };
-        check("cuFuncSetAttribute", code.result())
-    }
-
-    /// Blocks that a multiprocessor holds at once.
-    fn blocks_a_multiprocessor(&self) -> Result<i32> {
-        let (mut count, shared_bytes) = (0, self.layout.shared_bytes());
+        let mut count = 0;
         // SAFETY: the function's module is live; `count` lives through the call.
         let code = unsafe {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &mut count,
-                self.function,
-                self.layout.threads() as i32,
-                shared_bytes,
+                self.generate,
+                launch.threads as i32,
+                launch.shared_bytes as usize,
             )
         };
         check("cuOccupancyMaxActiveBlocksPerMultiprocessor", code.result())?;
-        Ok(count)
+        Ok(count > 0)
     }
 }
 
-/// The kernel's own memory, ready to generate. Weights are read where they are.
+/// Rows that a block of `decode_shard_sums` adds up.
+const ROWS_A_BLOCK: usize = 8;
+
+/// The kernels' own memory, ready to generate. Weights are read where they are.
 pub struct GridDecoder<E: Element> {
     kernels: GridKernels,
     exchange: Buffer<u32>,
     state: Buffer<u32>,
     table: Buffer<u32>,
+    sums: Option<Buffer<f32>>,
     /// What `table` holds.
     words: Vec<u32>,
     _elements: std::marker::PhantomData<E>,
@@ -113,16 +106,24 @@ impl<E: Element> GridDecoder<E> {
     /// Elements of `table` for a layer: `Layer` of `cu/grid_model.cuh`, 15 addresses.
     pub const TABLE_LEN: usize = 2 * 15;
 
-    /// Takes zeroed buffers: `exchange` of four elements a word of the layout's, `state`, and `table` for each layer.
+    /// Takes zeroed buffers: `exchange` of four elements a word of the layout's, `state`, `table` for each layer, and `sums` of two elements a
+    /// row, where the layout has such.
     #[must_use]
-    pub fn new(kernels: GridKernels, exchange: Buffer<u32>, state: Buffer<u32>, table: Buffer<u32>) -> Self {
+    pub fn new(
+        kernels: GridKernels,
+        exchange: Buffer<u32>,
+        state: Buffer<u32>,
+        table: Buffer<u32>,
+        sums: Option<Buffer<f32>>,
+    ) -> Self {
         let layout = kernels.layout();
         assert_eq!(layout.element_bytes(), size_of::<E>(), "the layout is of another precision");
         assert_eq!(exchange.len(), 4 * layout.exchange_words(), "the exchange's length");
         assert_eq!(state.len(), Self::STATE_LEN, "the state's length");
         assert_eq!(table.len(), Self::TABLE_LEN * layout.shape().layers, "the table's length");
+        assert_eq!(sums.as_ref().map(Buffer::len), layout.sums().map(|rows| 2 * rows), "the sums' length");
         let words = vec![0; table.len()];
-        Self { kernels, exchange, state, table, words, _elements: std::marker::PhantomData }
+        Self { kernels, exchange, state, table, sums, words, _elements: std::marker::PhantomData }
     }
 
     /// See [`super::Decoder::run`].
@@ -136,11 +137,13 @@ impl<E: Element> GridDecoder<E> {
         E: 'a,
     {
         let steps = steps as u32;
-        generation.check(self.kernels.layout().shape(), layers.len(), steps);
+        generation.check(self.kernels.layout().shape(), layers.len(), steps, 1);
         if steps == 0 {
             return Ok(());
         }
-        self.set_table(layers)?;
+        if self.set_table(layers)? {
+            self.add_up(&generation)?;
+        }
         let vocab = self.kernels.layout().shape().vocab;
         if vocab <= sample::HELD_MAX || !generation.outbox.keeps_part(vocab) {
             return self.launch(&generation, steps, true);
@@ -157,32 +160,56 @@ impl<E: Element> GridDecoder<E> {
     /// `steps` steps; without `picks` there is one, and nothing is sampled.
     fn launch(&self, generation: &Generation<'_, E>, steps: u32, picks: bool) -> Result<()> {
         let arguments = self.arguments(generation, steps, picks);
-        let (kernels, arguments) = (&self.kernels.0, arguments!(arguments));
-        // SAFETY: decode_grid(const GridArguments), with every length checked in `new`, `check` and `set_table`; `load` saw that all blocks fit at
-        // once. The kernel writes exchange and state, this value's own, and caches, logits, tokens, cursor and outbox, borrowed mutably
-        // here, at positions below P as long as past + steps is at most P, which the caller of the model checks; owners free device memory
-        // only after the stream has run.
+        let kernels = &self.kernels.0;
+        let sums = self.sums.as_ref().map_or(0, Buffer::address);
+        let name = kernels.layout.entry().name();
+        // SAFETY: decode_grid(const GridArguments) or decode_shards(const GridArguments, const float2 *), with every length checked in `new`, `check`
+        // and `set_table`; `load` saw that all blocks fit at once. The kernel writes exchange and state, this value's own, and caches, logits,
+        // tokens, cursor and outbox, borrowed mutably here, at positions below P as long as past + steps is at most P, which the
+        // caller of the model checks; owners free device memory only after the stream has run.
         unsafe {
-            kernels.device.launch_function("decode_grid", kernels.function, kernels.launch(), arguments)
+            let arguments = arguments!(arguments, sums);
+            kernels.device.launch_function(name, kernels.generate, kernels.layout.launch(), arguments)
         }
     }
 
-    /// Writes the table of layers, where it holds other addresses.
-    fn set_table<'a>(&mut self, layers: impl ExactSizeIterator<Item = LayerState<'a, E>>) -> Result<()>
+    /// Makes the sums, where the layout has such, once the table holds the weights' addresses.
+    fn add_up(&mut self, generation: &Generation<'_, E>) -> Result<()> {
+        let kernels = &self.kernels.0;
+        let (Some(function), Some(sums)) = (kernels.add_up, &mut self.sums) else { return Ok(()) };
+        let ModelShape { layers, channels, width, vocab, .. } = kernels.layout.shape();
+        let rows = (3 * channels + width).max(vocab);
+        let grid = [rows.div_ceil(ROWS_A_BLOCK) as u32, layers as u32 + 1, 1];
+        let launch = Launch { start: Start::After, ..Launch::new(grid, 32 * ROWS_A_BLOCK as u32) };
+        let [weight, bias] = generation.final_norm.map(Buffer::address);
+        let (sums, table, token) = (sums.address(), self.table.address(), generation.token.address());
+        // SAFETY: decode_shard_sums(float2 *, const Layer *, const Element *norm_weight, const Element *norm_bias, const Element *token), with lengths
+        // as for `launch`: it reads the parameters alone and writes `sums`, this value's own.
+        unsafe {
+            let arguments = arguments!(sums, table, weight, bias, token);
+            kernels.device.launch_function("decode_shard_sums", function, launch, arguments)
+        }
+    }
+
+    /// Writes the table of layers, where it holds other addresses: whether it did.
+    fn set_table<'a>(&mut self, layers: impl ExactSizeIterator<Item = LayerState<'a, E>>) -> Result<bool>
     where
         E: 'a,
     {
         let shape = self.kernels.layout().shape();
         let mut changed = false;
         for (layer, words) in layers.zip(self.words.chunks_exact_mut(Self::TABLE_LEN)) {
-            let addresses = layer.weights.addresses(shape).into_iter().chain(layer.cache_addresses(shape));
+            let addresses = layer.weights.addresses(shape).into_iter().chain(layer.cache_addresses(shape, 1));
             for (address, word) in addresses.zip(words.chunks_exact_mut(2)) {
                 let halves = [address as u32, (address >> 32) as u32];
                 changed |= word != halves;
                 word.copy_from_slice(&halves);
             }
         }
-        if changed { self.table.write(&self.words) } else { Ok(()) }
+        if changed {
+            self.table.write(&self.words)?;
+        }
+        Ok(changed)
     }
 
     fn arguments(&self, generation: &Generation<'_, E>, steps: u32, picks: bool) -> GridArguments {

@@ -1,20 +1,30 @@
 //! Whole generations in one launch, by kernels that are compiled for one model: over a cluster of blocks (`cu/decode.cu`) where a model is small
-//! enough, else over the whole GPU (`cu/decode_grid.cu`).
+//! enough, for a batch over several (`cu/decode_batch.cu`), else over the whole GPU (`cu/decode_shards.cu`, `cu/decode_grid.cu`).
 
+mod batch;
+mod batch_layout;
 mod cluster;
 mod cluster_layout;
 mod grid;
 mod grid_layout;
+mod shard_layout;
+mod spread;
 
 use cudarc::driver::sys;
 
+pub use batch::{BatchDecoder, BatchKernels};
+pub use batch_layout::BatchLayout;
 pub use cluster::{ClusterDecoder, ClusterKernels};
 pub use cluster_layout::ClusterLayout;
 pub use grid::{GridDecoder, GridKernels};
 pub use grid_layout::GridLayout;
+pub use shard_layout::ShardLayout;
+pub use spread::Spread;
 
 use crate::buffer::Buffer;
 use crate::context::Module;
+use crate::device::{Device, Launch, no_attributes};
+use crate::driver::check;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;
@@ -38,10 +48,12 @@ pub struct ModelShape {
     pub vocab: usize,
 }
 
-/// The kernels of a decoder of either kind.
+/// The kernels of a decoder of any kind.
 pub enum DecoderKernels {
     /// Of a cluster.
     Cluster(ClusterKernels),
+    /// Of several clusters, for a batch.
+    Batch(BatchKernels),
     /// Of the whole GPU.
     Grid(GridKernels),
 }
@@ -50,18 +62,20 @@ pub enum DecoderKernels {
 pub enum Decoder<E: Element> {
     /// By a cluster.
     Cluster(ClusterDecoder<E>),
+    /// By several clusters, a batch.
+    Batch(BatchDecoder<E>),
     /// By the whole GPU.
     Grid(GridDecoder<E>),
 }
 
 impl<E: Element> Decoder<E> {
     /// Steps that a launch should have at most, since nothing stops it: a cluster needs milliseconds for a whole context, the models of a
-    /// grid up to seconds.
+    /// grid up to seconds. A batch's outbox has few slots.
     #[must_use]
     pub fn stride(&self) -> usize {
         match self {
             Self::Cluster(_) => usize::MAX,
-            Self::Grid(_) => 32,
+            Self::Batch(_) | Self::Grid(_) => 32,
         }
     }
 
@@ -80,6 +94,7 @@ impl<E: Element> Decoder<E> {
     {
         match self {
             Self::Cluster(decoder) => decoder.run(generation, layers, steps),
+            Self::Batch(decoder) => decoder.run(generation, layers, steps),
             Self::Grid(decoder) => decoder.run(generation, layers, steps),
         }
     }
@@ -102,7 +117,7 @@ pub struct LayerWeights<'a, E: Element> {
 }
 
 impl<E: Element> LayerWeights<'_, E> {
-    /// Addresses, in the order of `LayerWeights` of `cu/decode_pack.cu` and of `Layer` of `cu/grid_model.cuh`.
+    /// Addresses, in the order of `LayerWeights` of `cu/decode_pack.cu` and `cu/decode_batch_pack.cu`, and of `Layer` of `cu/grid_model.cuh`.
     fn addresses(&self, shape: ModelShape) -> [sys::CUdeviceptr; 13] {
         let ModelShape { channels: c, width: f, .. } = shape;
         let [q, k, v, out] = self.qkvo;
@@ -128,7 +143,7 @@ impl<E: Element> LayerWeights<'_, E> {
     }
 }
 
-/// A layer's parameters, and its cache, keys and values `[1, H, P, D]`.
+/// A layer's parameters, and its cache, keys and values `[B, H, P, D]`.
 pub struct LayerState<'a, E: Element> {
     /// As they were when the decoder was made.
     pub weights: LayerWeights<'a, E>,
@@ -137,10 +152,10 @@ pub struct LayerState<'a, E: Element> {
 }
 
 impl<E: Element> LayerState<'_, E> {
-    /// Addresses of keys and values.
-    fn cache_addresses(&self, shape: ModelShape) -> [sys::CUdeviceptr; 2] {
-        let len = shape.context * shape.channels;
-        assert!(self.cache.iter().all(|part| part.len() == len), "a cache of one sequence");
+    /// Addresses of keys and values of so many sequences.
+    fn cache_addresses(&self, shape: ModelShape, batch: usize) -> [sys::CUdeviceptr; 2] {
+        let len = batch * shape.context * shape.channels;
+        assert!(self.cache.iter().all(|part| part.len() == len), "a cache of {batch} sequences");
         [self.cache[0].address(), self.cache[1].address()]
     }
 }
@@ -153,28 +168,29 @@ pub struct Generation<'a, E: Element> {
     pub position: &'a Buffer<E>,
     /// The last norm's weight and bias `[C]`.
     pub final_norm: [&'a Buffer<E>; 2],
-    /// `[1, V]`: of the last step.
+    /// `[B, V]`: of the last step.
     pub logits: &'a mut Buffer<f32>,
-    /// `[1]`: the token sampled last.
+    /// `[B]`: the tokens sampled last.
     pub tokens: &'a mut Buffer<u32>,
-    /// `[1, 3]`.
+    /// `[B, 3]`.
     pub cursor: &'a mut Buffer<u32>,
-    /// Where the tokens go: of one row, with a slot for each of the steps.
+    /// Where the tokens go: of B rows, with a slot for each of the steps.
     pub outbox: &'a mut Outbox,
     /// Added to the variance inside the norms' root.
     pub eps: f32,
 }
 
 impl<E: Element> Generation<'_, E> {
-    /// Refuses buffers that are not those of a model of this shape with `layers` layers, and more steps than there are slots.
-    fn check(&self, shape: ModelShape, layers: usize, steps: u32) {
+    /// Refuses buffers that are not those of a model of this shape with `layers` layers and of `batch` sequences, and more steps than there are slots.
+    fn check(&self, shape: ModelShape, layers: usize, steps: u32, batch: usize) {
         let ModelShape { channels, context, vocab, .. } = shape;
         let Self { token, position, final_norm, logits, tokens, cursor, outbox, .. } = self;
         assert!(token.len() == vocab * channels && position.len() == context * channels, "embeddings");
         assert!(final_norm.iter().all(|part| part.len() == channels), "the last norm");
-        assert!(logits.len() >= vocab && tokens.len() >= 1, "state");
-        check_cursor(cursor, 1);
-        assert!(outbox.batch() == 1 && layers == shape.layers, "one sequence, and a state for each layer");
+        assert!(logits.len() >= batch * vocab && tokens.len() >= batch, "state");
+        check_cursor(cursor, batch);
+        assert!(outbox.batch() == batch, "an outbox of {batch} rows");
+        assert_eq!(layers, shape.layers, "a state for each layer");
         assert!(steps <= outbox.slots(), "{steps} steps, more than the outbox has slots");
     }
 }
@@ -183,4 +199,28 @@ impl<E: Element> Generation<'_, E> {
 fn function(module: &Module, entry: DecoderEntry, element_bytes: usize) -> Result<sys::CUfunction> {
     let precision = if element_bytes == 2 { "bf16" } else { "f32" };
     module.function(&format!("{}_{precision}", entry.name()))
+}
+
+/// Lets a kernel have more shared memory than what every GPU has.
+fn allow_shared_memory(function: sys::CUfunction, bytes: u32) -> Result<()> {
+    allow(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)
+}
+
+fn allow(function: sys::CUfunction, attribute: sys::CUfunction_attribute, value: u32) -> Result<()> {
+    // SAFETY: the function's module is live.
+    let code = unsafe { sys::cuFuncSetAttribute(function, attribute, value as i32) };
+    check("cuFuncSetAttribute", code.result())
+}
+
+/// Clusters of this launch that the GPU, or the part of it that we see, holds at once. Lets the kernel have as large ones, and as much shared memory.
+fn clusters_at_once(device: &Device, function: sys::CUfunction, launch: Launch) -> Result<u32> {
+    device.bind()?;
+    allow_shared_memory(function, launch.shared_bytes)?;
+    allow(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
+    let (mut count, mut attribute) = (0, no_attributes());
+    let config = launch.config(device.stream(), device.info().compute.0, &mut attribute);
+    // SAFETY: the function's module is live; `count` and `config` live through the call.
+    let code = unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };
+    check("cuOccupancyMaxActiveClusters", code.result())?;
+    Ok(count as u32)
 }

@@ -1,8 +1,9 @@
-//! A model whose whole generations are one launch: by a cluster of blocks, on GPUs that have room for it, or by all of the GPU.
+//! A model whose whole generations are one launch: by a cluster of blocks, on GPUs that have room for it, a batch by several, or by all of the GPU.
 
 use std::ops::ControlFlow;
 
 use anyhow::ensure;
+use half::bf16;
 use touchstone_kernels::ledger::{self, Kind};
 use touchstone_kernels::{Element, Outbox};
 use touchstone_runtime::backend::Backend;
@@ -16,8 +17,8 @@ use touchstone_runtime::{Cuda, Model, Result};
 use super::model::LIVELY;
 use super::steady::{TOKENS, entered, must_not_allocate};
 use super::subject::{PROMPT, Stop, config, stop_everywhere, weights};
-use super::{Table, on_both_precisions};
-use crate::scenario::Check;
+use super::{Table, on_both_precisions, push};
+use crate::scenario::{Body, Check, Place, Run};
 
 /// The narrowest dimensions that have a decoder.
 fn narrow() -> Config {
@@ -30,55 +31,69 @@ fn narrow() -> Config {
     }
 }
 
-fn narrow_capacity() -> Capacity {
-    capacity(narrow().max_position_embeddings, 1)
+/// Which decoder.
+#[derive(Clone, Copy)]
+struct Which {
+    /// [`Path::Grid`] or [`Path::Shards`]: over the GPU.
+    path: Path,
+    /// Of more than one sequence: over several clusters.
+    batch: usize,
 }
 
-/// The model, its decoder over a cluster or, with [`Path::Grid`], over the GPU. On GPUs that are known to have room it must have one.
-fn model<E: Element>(cuda: &mut Cuda<E>, path: Path) -> Result<Model<Cuda<E>>>
+impl Which {
+    fn capacity(self) -> Capacity {
+        capacity(narrow().max_position_embeddings, self.batch)
+    }
+}
+
+/// The model with that decoder. On GPUs that are known to have room it must have one.
+fn model<E: Element>(cuda: &mut Cuda<E>, which: Which) -> Result<Model<Cuda<E>>>
 where
     Cuda<E>: Backend,
 {
-    cuda.taps().set_path(path);
-    let model = Model::new(cuda, &narrow(), &weights(), narrow_capacity())?;
+    cuda.taps().set_path(which.path);
+    let model = Model::new(cuda, &narrow(), &weights(), which.capacity())?;
     let compute = cuda.device().info().compute.0;
-    if compute == 9 || (compute >= 8 && path == Path::Grid) {
+    if compute == 9 || (compute >= 8 && which.path == Path::Grid) {
         assert!(model.decode_stride(cuda).is_some(), "there is no decoder");
     }
     Ok(model)
 }
 
 /// Greedy and sampled, to the end of the context and past it.
-fn generate<E: Element>(cuda: &mut Cuda<E>, path: Path) -> Check
+fn generate<E: Element>(cuda: &mut Cuda<E>, which: Which) -> Check
 where
     Cuda<E>: Backend,
 {
-    let mut model = model(cuda, path)?;
+    let mut model = model(cuda, which)?;
     for (max_new_tokens, sampling) in [(32, Sampling::GREEDY), (32, LIVELY), (36, LIVELY), (1, LIVELY)] {
         let mut count = 0;
         let request = Request { prompt: &PROMPT, max_new_tokens, sampling };
-        Generator::new(cuda, &mut model, 1, LOOKAHEAD).generate(&[request], |_, _| {
+        let requests = vec![request; which.batch];
+        Generator::new(cuda, &mut model, which.batch, LOOKAHEAD).generate(&requests, |_, _| {
             count += 1;
             ControlFlow::Continue(())
         })?;
-        ensure!(count == max_new_tokens, "{count} tokens of {max_new_tokens}");
+        let wanted = which.batch * max_new_tokens;
+        ensure!(count == wanted, "{count} tokens of {wanted}");
     }
     Ok(())
 }
 
 /// Stopped after three tokens while the device goes on, and dropped so, or used again.
-fn stopped<E: Element>(cuda: &mut Cuda<E>, path: Path, again: bool) -> Check
+fn stopped<E: Element>(cuda: &mut Cuda<E>, which: Which, again: bool) -> Check
 where
     Cuda<E>: Backend,
 {
-    let mut model = model(cuda, path)?;
+    let mut model = model(cuda, which)?;
     let mut texts = Vec::new();
     for _ in 0..=u32::from(again) {
         let mut text = Vec::new();
         let request = Request { prompt: &PROMPT, max_new_tokens: 32, sampling: LIVELY };
-        Generator::new(cuda, &mut model, 1, LOOKAHEAD).generate(&[request], |_, token| {
+        let requests = vec![request; which.batch];
+        Generator::new(cuda, &mut model, which.batch, LOOKAHEAD).generate(&requests, |_, token| {
             text.push(token);
-            if text.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if text.len() > 2 * which.batch { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         texts.push(text);
     }
@@ -86,17 +101,18 @@ where
     Ok(())
 }
 
-fn the_plan_to_the_byte<E: Element>(cuda: &mut Cuda<E>, path: Path) -> Check
+fn the_plan_to_the_byte<E: Element>(cuda: &mut Cuda<E>, which: Which) -> Check
 where
     Cuda<E>: Backend,
 {
-    let mut planned = plan::plan(&narrow(), narrow_capacity());
-    cuda.taps().set_path(path);
-    planned.extend(cuda.decoder_plan(&narrow(), narrow_capacity())?);
+    let mut planned = plan::plan(&narrow(), which.capacity());
+    cuda.taps().set_path(which.path);
+    planned.extend(cuda.decoder_plan(&narrow(), which.capacity())?);
     let before = ledger::snapshot();
-    let model = model(cuda, path)?;
+    let model = model(cuda, which)?;
     let held = entered(&before, &ledger::snapshot(), Kind::DeviceMemory);
-    let bytes = plan::total_bytes(&planned, cuda.precision()) + Outbox::state_len(1) * size_of::<u32>();
+    let bytes =
+        plan::total_bytes(&planned, cuda.precision()) + Outbox::state_len(which.batch) * size_of::<u32>();
     ensure!((held.handles, held.bytes) == (planned.len() + 1, bytes), "planned {bytes} bytes, held {held:?}");
     drop(model);
     ensure!(ledger::snapshot() == before, "dropped, and the ledger has {}", ledger::snapshot());
@@ -104,18 +120,18 @@ where
 }
 
 /// Decode steps of every number allocate nothing, neither on the host nor on the device.
-fn nothing_after_construction<E: Element>(cuda: &mut Cuda<E>, path: Path) -> Check
+fn nothing_after_construction<E: Element>(cuda: &mut Cuda<E>, which: Which) -> Check
 where
     Cuda<E>: Backend,
 {
-    let mut model = model(cuda, path)?;
-    model.forward(cuda, &PROMPT)?;
+    let mut model = model(cuda, which)?;
+    model.forward(cuda, &PROMPT.repeat(which.batch))?;
     model.sample(cuda)?;
-    let mut tokens = Vec::with_capacity(1 + 2 * TOKENS);
+    let (mut tokens, steps) = (Vec::with_capacity(which.batch * (1 + 2 * TOKENS)), vec![1; which.batch]);
     model.take(cuda, &mut tokens)?;
     let (before, (free_before, _)) = (ledger::snapshot(), cuda.device().memory()?);
     must_not_allocate(|| {
-        model.rewind(cuda, &[1])?;
+        model.rewind(cuda, &steps)?;
         model.decode(cuda, 2)?;
         model.take(cuda, &mut tokens)?;
         Ok(model.take(cuda, &mut tokens)?)
@@ -127,30 +143,51 @@ where
 }
 
 /// Construction stops at every tensor.
-fn error_loading<E: Element>(cuda: &mut Cuda<E>, path: Path) -> Check
+fn error_loading<E: Element>(cuda: &mut Cuda<E>, which: Which) -> Check
 where
     Cuda<E>: Backend,
 {
-    cuda.taps().set_path(path);
+    cuda.taps().set_path(which.path);
     let tensors = plan::weights(&narrow()).len();
-    stop_everywhere(tensors, Stop::Error, |source| Model::new(cuda, &narrow(), source, narrow_capacity()))
+    stop_everywhere(tensors, Stop::Error, |source| Model::new(cuda, &narrow(), source, which.capacity()))
 }
 
 const CLUSTER_ENTRIES: &[&str] = &["decode", "decode_pack", "decode_constants", "decode_head"];
 const GRID_ENTRIES: &[&str] = &["decode_grid"];
+const SHARDS_ENTRIES: &[&str] = &["decode_shards", "decode_shard_sums"];
+const BATCH_ENTRIES: &[&str] = &[
+    "decode_batch",
+    "decode_batch_pack",
+    "decode_batch_constants",
+    "decode_batch_head",
+    "decode_batch_means",
+];
 
 /// Adds the scenarios.
 pub(super) fn list(table: &mut Table) {
-    for (subject, path, entries) in
-        [("decoder", Path::Fastest, CLUSTER_ENTRIES), ("decoder-grid", Path::Grid, GRID_ENTRIES)]
-    {
-        on_both_precisions!(table, subject, "generate", entries, |b| generate(b, path));
-        on_both_precisions!(table, subject, "generate-and-break", &[], |b| stopped(b, path, false));
-        on_both_precisions!(table, subject, "break-and-generate", &[], |b| stopped(b, path, true));
-        on_both_precisions!(table, subject, "the-plan-to-the-byte", &[], |b| the_plan_to_the_byte(b, path));
+    for (subject, path, entries) in [
+        ("decoder", Path::Fastest, CLUSTER_ENTRIES),
+        ("decoder-grid", Path::Grid, GRID_ENTRIES),
+        ("decoder-shards", Path::Shards, SHARDS_ENTRIES),
+    ] {
+        let which = Which { path, batch: 1 };
+        on_both_precisions!(table, subject, "generate", entries, |b| generate(b, which));
+        on_both_precisions!(table, subject, "generate-and-break", &[], |b| stopped(b, which, false));
+        on_both_precisions!(table, subject, "break-and-generate", &[], |b| stopped(b, which, true));
+        on_both_precisions!(table, subject, "the-plan-to-the-byte", &[], |b| the_plan_to_the_byte(b, which));
         on_both_precisions!(table, subject, "nothing-after-construction", &[], |b| {
-            nothing_after_construction(b, path)
+            nothing_after_construction(b, which)
         });
-        on_both_precisions!(table, subject, "error-loading", &[], |b| error_loading(b, path));
+        on_both_precisions!(table, subject, "error-loading", &[], |b| error_loading(b, which));
     }
+    let which = Which { path: Path::Fastest, batch: 23 };
+    let mut in_bf16 = |manner, entries, run: Run<Cuda<bf16>>| {
+        push(table, "decoder-batch", manner, entries, |run| (Place::CudaBf16, Body::CudaBf16(run)), run);
+    };
+    in_bf16("generate", BATCH_ENTRIES, Box::new(move |b| generate(b, which)));
+    in_bf16("generate-and-break", &[], Box::new(move |b| stopped(b, which, false)));
+    in_bf16("break-and-generate", &[], Box::new(move |b| stopped(b, which, true)));
+    in_bf16("the-plan-to-the-byte", &[], Box::new(move |b| the_plan_to_the_byte(b, which)));
+    in_bf16("nothing-after-construction", &[], Box::new(move |b| nothing_after_construction(b, which)));
+    in_bf16("error-loading", &[], Box::new(move |b| error_loading(b, which)));
 }

@@ -133,7 +133,9 @@ pub fn every_kernel(scenarios: &[Scenario]) -> Result<(), String> {
             scenario.entries.iter().map(move |stem| format!("{stem}_{precision}"))
         })
         .collect();
-    let decoders = DecoderEntry::ALL.iter().flat_map(|entry| [(entry, "f32"), (entry, "bf16")]);
+    let decoders = DecoderEntry::ALL
+        .iter()
+        .flat_map(|entry| entry.precisions().iter().map(move |precision| (entry, *precision)));
     let kernels: BTreeSet<String> = (Entry::ALL.iter().map(|entry| entry.name().to_owned()))
         .chain(decoders.map(|(entry, precision)| format!("{}_{precision}", entry.name())))
         .collect();

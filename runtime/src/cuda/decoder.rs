@@ -1,8 +1,9 @@
-//! The decoder: a whole generation in one launch, by a cluster of blocks where a model is small enough, else by the whole GPU.
+//! The decoder: a whole generation in one launch, by a cluster of blocks where a model is small enough, a batch by several, else by the whole GPU.
 
 use touchstone_kernels::{
-    self as kernels, ClusterDecoder, ClusterKernels, ClusterLayout, DecoderKernels, Element, GridDecoder,
-    GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    self as kernels, BatchDecoder, BatchKernels, BatchLayout, ClusterDecoder, ClusterKernels, ClusterLayout,
+    DecoderKernels, Element, GridDecoder, GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
+    Spread,
 };
 
 use super::Cuda;
@@ -11,31 +12,42 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::modules::{AttentionSublayer, LayerCache, MlpSublayer, Norm};
 use crate::plan::{Capacity, Entry, Kind};
+use crate::taps::Path;
 
 /// The decoder's own buffers.
 pub(super) fn plan<E: Element>(kernels: &DecoderKernels) -> Vec<Entry> {
     match kernels {
-        DecoderKernels::Cluster(kernels) => cluster_plan(kernels.layout()).into(),
-        DecoderKernels::Grid(kernels) => grid_plan::<E>(kernels.layout()).into(),
+        DecoderKernels::Cluster(kernels) => {
+            packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len()).into()
+        }
+        DecoderKernels::Batch(kernels) => {
+            packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len()).into()
+        }
+        DecoderKernels::Grid(kernels) => {
+            let (plan, sums) = grid_plan::<E>(kernels.layout());
+            plan.into_iter().chain(sums).collect()
+        }
     }
 }
 
 /// The weights, packed in the order of their use, and what follows from them.
-fn cluster_plan(layout: ClusterLayout) -> [Entry; 2] {
+fn packed_plan(stream_len: usize, constants_len: usize) -> [Entry; 2] {
     [
-        Entry::new("decoder.stream", &[layout.stream_len()], Kind::Weight),
-        Entry::new("decoder.constants", &[layout.constants_len()], Kind::Wide),
+        Entry::new("decoder.stream", &[stream_len], Kind::Weight),
+        Entry::new("decoder.constants", &[constants_len], Kind::Wide),
     ]
 }
 
-/// What the blocks tell each other, what stays between launches, and where the weights are. All are 32-bit words.
-fn grid_plan<E: Element>(layout: GridLayout) -> [Entry; 3] {
+/// What the blocks tell each other, what stays between launches, and where the weights are, all 32-bit words; and what is made of the weights
+/// in advance, if anything is.
+fn grid_plan<E: Element>(layout: Spread) -> ([Entry; 3], Option<Entry>) {
     let table = [layout.shape().layers, GridDecoder::<E>::TABLE_LEN];
-    [
+    let plan = [
         Entry::new("decoder.exchange", &[layout.exchange_words(), 4], Kind::Ids),
         Entry::new("decoder.state", &[GridDecoder::<E>::STATE_LEN], Kind::Ids),
         Entry::new("decoder.table", &table, Kind::Ids),
-    ]
+    ];
+    (plan, layout.sums().map(|rows| Entry::new("decoder.sums", &[rows, 2], Kind::Wide)))
 }
 
 impl<E: Element> Cuda<E> {
@@ -45,9 +57,6 @@ impl<E: Element> Cuda<E> {
         config: &Config,
         capacity: Capacity,
     ) -> Result<Option<DecoderKernels>> {
-        if capacity.batch != 1 {
-            return Ok(None);
-        }
         let shape = ModelShape {
             channels: config.hidden_size,
             heads: config.num_attention_heads,
@@ -56,17 +65,34 @@ impl<E: Element> Cuda<E> {
             context: config.max_position_embeddings,
             vocab: config.vocab_size,
         };
-        let cluster = ClusterLayout::new(shape, size_of::<E>()).filter(|_| !self.taps.grid());
-        if let Some(layout) = cluster
-            && let Some(kernels) = ClusterKernels::load(self.device(), layout)?
+        let (device, path) = (self.device(), self.taps.path());
+        if capacity.batch > 1 {
+            return match BatchLayout::new(shape, size_of::<E>()).filter(|_| path == Path::Fastest) {
+                Some(layout) => {
+                    Ok(BatchKernels::load(device, layout, capacity.batch)?.map(DecoderKernels::Batch))
+                }
+                None => Ok(None),
+            };
+        }
+        let cluster = ClusterLayout::new(shape, size_of::<E>());
+        let shards = Spread::shards(device, shape, size_of::<E>())?;
+        let gains = shards.is_some_and(|layout| layout.gains());
+        if let Some(layout) = cluster.filter(|_| path == Path::Fastest && !gains)
+            && let Some(kernels) = ClusterKernels::load(device, layout)?
         {
             return Ok(Some(DecoderKernels::Cluster(kernels)));
         }
-        let info = self.device().info();
+        let shards = shards.filter(|_| path == Path::Shards || path != Path::Grid && gains);
+        if let Some(layout) = shards
+            && let Some(kernels) = GridKernels::load(device, Spread::Shards(layout))?
+        {
+            return Ok(Some(DecoderKernels::Grid(kernels)));
+        }
+        let info = device.info();
         let (blocks, shared_bytes) = (info.multiprocessors as usize, info.shared_bytes_max);
         let layout = GridLayout::new(shape, size_of::<E>(), blocks, shared_bytes);
-        match layout.filter(|layout| self.taps.grid() || layout.gains()) {
-            Some(layout) => Ok(GridKernels::load(self.device(), layout)?.map(DecoderKernels::Grid)),
+        match layout.filter(|layout| path == Path::Grid || layout.gains()) {
+            Some(layout) => Ok(GridKernels::load(device, Spread::Grid(layout))?.map(DecoderKernels::Grid)),
             None => Ok(None),
         }
     }
@@ -76,7 +102,7 @@ impl<E: Element> Cuda<E>
 where
     Self: Backend<Weight = kernels::Buffer<E>>,
 {
-    /// Makes the decoder; for a cluster, packs the weights.
+    /// Makes the decoder; for clusters, packs the weights.
     pub(super) fn make_decoder(
         &self,
         config: &Config,
@@ -86,18 +112,30 @@ where
         Ok(match self.decoder_kernels(config, capacity)? {
             None => None,
             Some(DecoderKernels::Cluster(kernels)) => {
-                let [stream, constants] = cluster_plan(kernels.layout());
+                let [stream, constants] =
+                    packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len());
                 let (stream, constants) = (self.zeroed(&stream)?, self.zeroed(&constants)?);
                 let layers = weights.blocks.iter().map(layer_weights);
                 let norm = parameters(&weights.final_norm);
                 let decoder = ClusterDecoder::new(kernels, stream, constants, layers, norm, &weights.token)?;
                 Some(kernels::Decoder::Cluster(decoder))
             }
+            Some(DecoderKernels::Batch(kernels)) => {
+                let [stream, constants] =
+                    packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len());
+                let (stream, constants) = (self.zeroed(&stream)?, self.zeroed(&constants)?);
+                let layers = weights.blocks.iter().map(layer_weights);
+                let norm = parameters(&weights.final_norm);
+                let embeddings = [&weights.token, &weights.position];
+                let decoder = BatchDecoder::new(kernels, stream, constants, layers, norm, embeddings)?;
+                Some(kernels::Decoder::Batch(decoder))
+            }
             Some(DecoderKernels::Grid(kernels)) => {
-                let [exchange, state, table] = grid_plan::<E>(kernels.layout());
+                let ([exchange, state, table], sums) = grid_plan::<E>(kernels.layout());
                 let (exchange, state, table) =
                     (self.zeroed(&exchange)?, self.zeroed(&state)?, self.zeroed(&table)?);
-                Some(kernels::Decoder::Grid(GridDecoder::new(kernels, exchange, state, table)))
+                let sums = sums.map(|sums| self.zeroed(&sums)).transpose()?;
+                Some(kernels::Decoder::Grid(GridDecoder::new(kernels, exchange, state, table, sums)))
             }
         })
     }

@@ -1,0 +1,133 @@
+// Blocks of a cluster of decode_batch.cu: how they hand over, and the residual with its norms.
+//
+// Of the residual travels what the next norm needs: gamma (x - shift), in the working precision, and the block's moments; the sum itself stays
+// with the thread that made it.
+#pragma once
+#include "batch_attention.cuh"
+
+struct BatchArguments {
+    const char *stream;                      // decode_batch_pack.cu
+    const float *constants;                  // [N][CONSTANTS]
+    const float *token_mean, *position_mean; // [V], [P]
+    const bf16 *token, *position;
+    bf16 *keys[LAYERS], *values[LAYERS]; // [batch, H, P, D]
+    float *logits;                       // [batch, V]
+    u32 *tokens;                         // [batch]
+    Cursor *cursor;                      // [batch]
+    volatile u64 *outbox;                // [slots, batch]
+    OutboxState *state;
+    u32 slots, steps, batch;
+    float eps;
+};
+static_assert(sizeof(BatchArguments) == 8 * (13 + 2 * LAYERS), "BatchArguments are laid out in Rust");
+
+// Every sequence's norm, from what the blocks sent: four of NORM_THREADS each.
+__device__ inline void make_norms(Shared &s, const NormInput &from, float eps, u32 thread) {
+    u32 n = min(thread / 4, B - 1), part = thread % 4;
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (u32 i = 0; i < N / 4; i++) {
+        Moments m = from.moments[n][part * (N / 4) + i];
+        sum += m.sum, squares += m.squares;
+    }
+    float mean = quad_sum(sum) * (1.0f / C), square = quad_sum(squares) * (1.0f / C);
+    if (thread >= 4 * B || part != 0) return;
+    s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + eps)};
+    s.shift[n] += mean;
+}
+
+// What a thread that computes keeps from stage to stage, and how blocks hand over.
+struct Block {
+    const BatchArguments &a;
+    Shared &s;
+    const u32 rank, warp, lane;
+    Ring ring;
+    u32 parities = 0; // of the handoffs awaited next
+    float own = 0;    // an element of the residual: that of Place(threadIdx.x)
+
+    __device__ Block(const BatchArguments &a, Shared &s)
+        : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), ring(s) {}
+
+    // ---- handoffs ----
+
+    __device__ u32 base() const { return shared_address(&s); }
+    // What one brings to block `rank`.
+    static __device__ u32 bytes(u32 handoff, u32 rank) {
+        return handoff == QKV      ? min(PAIRS - min(rank * PAIRS_HERE, PAIRS), PAIRS_HERE) * 3 * D * sizeof(bf16)
+               : handoff == CORE   ? B * C * sizeof(bf16)
+               : handoff == DOWN   ? sizeof(Shared::down)
+               : handoff == LOGITS ? sizeof(Shared::logits)
+                                   : sizeof(NormInput);
+    }
+    __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
+    __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }
+
+    // Waits for a handoff and makes its barrier ready for the next.
+    template <u32 HANDOFF> __device__ void await() {
+        barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        parities ^= 1u << HANDOFF;
+        if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
+    }
+
+    // ---- the residual ----
+
+    // Sends what the next norm needs of the residual: all blocks get it.
+    template <u32 HANDOFF> __device__ void publish(NormInput &to, const float *gamma) {
+        u32 t = thread(), lane = t % WARP, warp = t / WARP;
+        Place place(min(t, OUTS - 1));
+        float x = own - s.shift[place.sequence], sum = x, squares = x * x;
+        if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]);
+#pragma unroll
+        for (u32 lanes = 1; lanes < 8; lanes *= 2) {
+            sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
+            squares += __shfl_xor_sync(ALL_LANES, squares, lanes);
+        }
+        if (t < OUTS && lane % 8 == 0) s.own_moments[place.row / 8][place.sequence] = {sum, squares};
+        meet();
+        if (lane < B) {
+            Moments all = {0, 0};
+#pragma unroll
+            for (u32 i = 0; i < OUT_ROWS / 8; i++) all.sum += s.own_moments[i][lane].sum, all.squares += s.own_moments[i][lane].squares;
+#pragma unroll
+            for (u32 j = 0; j < N; j += WARPS) {
+                u32 there = in_block(base(), j + warp);
+                send(there + offset(&to.moments[lane][rank]), all.sum, all.squares, there + barrier(HANDOFF));
+            }
+        }
+        constexpr u32 VECTORS = OUTS / 8;
+#pragma unroll
+        for (u32 i = 0; i < (VECTORS + WARP - 1) / WARP; i++) {
+            u32 v = i * WARP + lane;
+            if (v >= VECTORS) continue;
+            uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[v];
+#pragma unroll
+            for (u32 j = 0; j < N; j += WARPS) {
+                u32 there = in_block(base(), j + warp);
+                send(there + offset(to.eight[rank * (OUT_ROWS / 8)]) + v * 16, x, there + barrier(HANDOFF));
+            }
+        }
+    }
+
+    // Elements 2 i and 2 i + 1 of a product behind it.
+    __device__ float2 normed(const float *ab, u32 i) const {
+        Place place(2 * i);
+        Norm n = s.norm[place.sequence];
+        float4 x = *reinterpret_cast<const float4 *>(ab + 2 * place.row);
+        float2 dot = summed(s.partial, i);
+        return make_float2(fmaf(n.scale, fmaf(-n.mean, x.x, dot.x), x.y), fmaf(n.scale, fmaf(-n.mean, x.z, dot.y), x.w));
+    }
+
+    // f(i, elements 2 i and 2 i + 1) for the thread's elements of so many rows; all are read before the first is used.
+    template <u32 ROWS, typename F> __device__ void each_normed(const float *ab, F f) const {
+        constexpr u32 COUNT = ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
+        u32 t = thread();
+        float2 x[EACH];
+#pragma unroll
+        for (u32 j = 0; j < EACH; j++) x[j] = normed(ab, min(j * THREADS + t, COUNT - 1));
+#pragma unroll
+        for (u32 j = 0; j < EACH; j++)
+            if (j * THREADS + t < COUNT) f(j * THREADS + t, x[j]);
+    }
+
+    __device__ const float *constants(u32 layer) const { return s.constants + layer * LAYER_CONSTANTS; }
+};

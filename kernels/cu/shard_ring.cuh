@@ -1,0 +1,132 @@
+// Weights on their way to the warps of decode_shards.cu: some warps copy the rows of their block into a ring of slots, ahead of the others, in the
+// order of their use.
+#pragma once
+#include "shard_layout.cuh"
+
+__device__ inline char *ring(Shared &s) { return reinterpret_cast<char *>(&s) + RING_START; }
+
+// Waits of a whole warp, which leaves together.
+__device__ inline void await(u32 barrier, u32 parity) {
+    for (u32 round = 0; !__all_sync(ALL_LANES, barrier_try(barrier, parity)); round++) { GRID_ON_SPIN(round, (void *)(u64(barrier)), parity) }
+}
+
+// Where somebody stands in the ring.
+struct Place {
+    u32 slot = 0, parity = 0;
+
+    // The place `ahead`, fewer than SLOTS, further on.
+    __device__ Place after(u32 ahead) const {
+        Place there = {slot + ahead, parity};
+        if (there.slot >= SLOTS) there.slot -= SLOTS, there.parity ^= 1;
+        return there;
+    }
+};
+
+// A warp's place.
+struct Reader {
+    Shared &s;
+    Place place;
+
+    __device__ Reader(Shared &s) : s(s) {}
+    // Waits for the slot `ahead`.
+    __device__ void await(u32 ahead) const {
+        Place there = place.after(ahead);
+        ::await(shared_address(&s.full[there.slot]), there.parity);
+    }
+    // The warp's section of it.
+    __device__ const char *section(u32 ahead) const { return ring(s) + place.after(ahead).slot * SLOT_BYTES + threadIdx.x / WARP * SECTION; }
+    // Gives the next `count` slots back. An arrival does not wait for loads under way: `read` must depend on their values.
+    __device__ void release(u32 count, bool read) {
+        if (__any_sync(ALL_LANES, read) && threadIdx.x % WARP == 0)
+            for (u32 i = 0; i < count; i++) barrier_arrive(shared_address(&s.empty[place.after(i).slot]));
+        place = place.after(count);
+    }
+};
+
+// The matrices of a stage in device memory: one, or those of q, k and v.
+struct Matrices {
+    const Element *part[3];
+};
+
+// A warp that fills the ring: in every slot the sections of some warps. Where the weights' arrival is what all wait for, it asks for no more than so
+// many bytes a clock, which is about what memory brings: asked for more, it brings less.
+constexpr u32 BYTES_A_CLOCK = 24;
+
+struct Fetcher {
+    const GridArguments &g;
+    Shared &s;
+    const u32 cluster, rank, first, lane;
+    u64 policy = 0;
+    Place place;
+    u32 due = clock(); // when to copy next
+
+    __device__ Fetcher(const GridArguments &g, Shared &s)
+        : g(g), s(s), cluster(blockIdx.x / N), rank(cluster_rank()), first((threadIdx.x / WARP - WARPS) * SECTIONS), lane(threadIdx.x % WARP) {
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    }
+    // Copies by one lane.
+    __device__ void copy(u32 to, const void *from, u32 bytes, u32 barrier) const {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                     "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+                     : "memory");
+    }
+    // Waits until so many bytes are due.
+    __device__ void pace(u32 bytes) {
+        if (LAYER_HELD) return;
+        u32 now = clock();
+        while (int(due - now) > 0) now = clock();
+        due = now + bytes * FETCHERS / BYTES_A_CLOCK;
+    }
+
+    // Row `r` of the cluster's rows of a stage, from the cluster's first column on.
+    template <Stage S> __device__ const Element *row(const Matrices &m, u32 r) const {
+        if (S == QKV) {
+            u32 part = r / D % 3, head = heads_of(cluster).first + r / D / 3;
+            return (part == 0 ? m.part[0] : part == 1 ? m.part[1] : m.part[2]) + u64(head * D + r % D) * C;
+        }
+        if (S == UP) r += units_of(cluster).first;
+        return m.part[0] + u64(r) * inputs(S) + columns_of(S, cluster).first;
+    }
+
+    // The block's rows of a stage: a lane has those of a section that follow each other in memory.
+    template <Stage S> __device__ void matrix(const Matrices &m) {
+        constexpr u32 EACH = section_rows(S), COUNT = SECTIONS * EACH;
+        static_assert(COUNT <= WARP, "a lane a row");
+        constexpr bool WHOLE = S != OUT && S != DOWN;
+        u32 bytes = columns_of(S, cluster).count * sizeof(Element), section = first + lane / EACH, i = lane % EACH;
+        Part rows = within(block_rows(S, cluster, rank), WARPS, section);
+#pragma unroll 1
+        for (u32 t = 0; t < slots(S); t++, place = place.after(1)) {
+            u32 full = shared_address(&s.full[place.slot]), to = shared_address(ring(s)) + place.slot * SLOT_BYTES, j = t * EACH + i;
+            bool there = lane < COUNT && j < rows.count;
+            u32 r = rows.first + j, run = WHOLE ? smaller(EACH - i, rows.count - j) : 1;
+            if (S == QKV) run = smaller(run, D - r % D);
+            bool begins = !WHOLE || i == 0 || S == QKV && r % D == 0;
+            u32 length = there && begins ? run * bytes : 0, all = __popc(__ballot_sync(ALL_LANES, there)) * bytes;
+            const Element *from = row<S>(m, r);
+            await(shared_address(&s.empty[place.slot]), place.parity ^ 1);
+            if (lane == 0) barrier_expect(full, all);
+            __syncwarp();
+#pragma unroll 1
+            for (u32 turn = 0; turn < COUNT; turn++) {
+                u32 next = __shfl_sync(ALL_LANES, length, turn);
+                if (next == 0) continue;
+                pace(next);
+                if (lane == turn) copy(to + section * SECTION + i * row_bytes(S), from, length, full);
+            }
+        }
+    }
+
+    __device__ void run() {
+        for (u32 t = 0; t < g.steps; t++) {
+            for (u32 l = 0; l < LAYERS; l++) {
+                const Layer &layer = s.layers[l];
+                matrix<QKV>({layer.q, layer.k, layer.v});
+                matrix<OUT>({layer.out});
+                matrix<UP>({layer.up});
+                matrix<DOWN>({layer.down});
+            }
+            matrix<HEAD>({g.token});
+        }
+    }
+};

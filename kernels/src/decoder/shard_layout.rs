@@ -1,0 +1,236 @@
+//! For which models and GPUs clusters that each hold a shard are a decoder, and how it is laid out: the host's side of `cu/shard_layout.cuh`.
+
+use super::ModelShape;
+use crate::compile::Unit;
+
+/// Blocks of a cluster.
+pub(crate) const CLUSTER: usize = 16;
+/// Warps of a block that compute, and those that fetch weights.
+const WARPS: usize = 8;
+const FETCHERS: usize = 4;
+/// Positions that a warp takes at a time.
+const KEYS: usize = 8;
+/// Columns that a warp multiplies at a time.
+const CHUNK: usize = 128;
+/// Shared memory that sampling has of its own, and what aligning the rest takes.
+const STATIC_BYTES: usize = 256;
+/// Below this, one cluster keeps up: it need not wait for others.
+const WEIGHT_BYTES_MIN: usize = 20 << 20;
+
+/// How a model is spread over clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardLayout {
+    shape: ModelShape,
+    /// Bytes of a weight: 2 or 4.
+    element_bytes: usize,
+    /// Clusters of the launch, each with a shard of the model.
+    shards: usize,
+    /// Dynamic shared memory of a block.
+    shared_bytes: usize,
+    /// Pieces that a head's cache is cut into, each with a block of its own.
+    pieces: usize,
+}
+
+impl ShardLayout {
+    /// The layout for a model whose elements have so many bytes, on a GPU that holds `clusters` clusters of [`CLUSTER`] blocks at once, which may
+    /// use `shared_bytes_max` of shared memory each, if there is one.
+    #[must_use]
+    pub fn new(
+        shape: ModelShape,
+        element_bytes: usize,
+        clusters: usize,
+        shared_bytes_max: usize,
+    ) -> Option<Self> {
+        let ModelShape { channels, heads, width, layers, context, vocab } = shape;
+        if [channels, heads, width, layers, context, vocab, clusters].contains(&0)
+            || channels % heads != 0
+            || shared_bytes_max < STATIC_BYTES
+        {
+            return None;
+        }
+        let shared_bytes = (shared_bytes_max - STATIC_BYTES) / 16 * 16;
+        if heads > clusters * CLUSTER {
+            return None;
+        }
+        // No more pieces than a full context keeps busy: consumers read them all.
+        let most = CLUSTER / heads.div_ceil(clusters);
+        let pieces = context.div_ceil(WARPS * KEYS).next_power_of_two().min(1 << most.ilog2());
+        let layout = Self { shape, element_bytes, shards: clusters, shared_bytes, pieces };
+        let head_bytes = channels / heads * element_bytes;
+        let even = channels % 16 == 0 && width % 16 == 0 && (channels / heads).is_multiple_of(8);
+        let fits = channels >= CLUSTER * WARPS && head_bytes <= 32 * 16;
+        // The device code counts rows times blocks in 32 bits.
+        let counted = vocab.max(3 * channels).max(width) < u32::MAX as usize / (clusters * CLUSTER + 1);
+        if !(even && fits && counted) {
+            return None;
+        }
+        let units = layout.units();
+        let dealt = units.iter().all(|count| (1..=channels).contains(count));
+        (dealt && layout.shared_bytes_needed(&units) <= shared_bytes).then_some(layout)
+    }
+
+    /// Whether one launch a generation is faster than recorded steps, and than one cluster.
+    #[must_use]
+    pub fn gains(&self) -> bool {
+        let ModelShape { channels, width, layers, vocab, .. } = self.shape;
+        let weights = layers * (4 * channels * channels + 2 * channels * width) + vocab * channels;
+        weights * self.element_bytes >= WEIGHT_BYTES_MIN
+    }
+
+    /// Words of 16 bytes of the exchange: `EXCHANGE_WORDS` of the device code.
+    #[must_use]
+    pub fn exchange_words(&self) -> usize {
+        self.shards * self.shape.channels + 2 * self.blocks() + 2
+    }
+
+    /// Rows behind a norm, each with two sums: `SUMS` of the device code.
+    #[must_use]
+    pub fn sums(&self) -> usize {
+        let ModelShape { channels, width, layers, vocab, .. } = self.shape;
+        layers * (3 * channels + width) + vocab
+    }
+
+    /// Hidden units of each shard: as many as make the weights of all alike, a head having those of 2 D units; where that leaves one
+    /// without any, evenly many.
+    fn units(&self) -> Vec<usize> {
+        let ModelShape { channels, heads, width, .. } = self.shape;
+        let alike = |shard: usize| {
+            let heads_before = shard * heads / self.shards;
+            shard * (2 * channels + width) / self.shards / 16 * 16 - 2 * channels / heads * heads_before
+        };
+        let even = |shard: usize| shard * (width / 16) / self.shards * 16;
+        let firsts = |first: &dyn Fn(usize) -> usize| (0..=self.shards).map(first).collect::<Vec<_>>();
+        let counts = |firsts: Vec<usize>| {
+            firsts.windows(2).map(|pair| pair[1].checked_sub(pair[0])).collect::<Option<Vec<_>>>()
+        };
+        counts(firsts(&alike))
+            .filter(|counts| !counts.contains(&0))
+            .or_else(|| counts(firsts(&even)))
+            .unwrap_or_default()
+    }
+
+    /// At least what a block's shared memory takes, with a ring of four slots.
+    fn shared_bytes_needed(&self, units: &[usize]) -> usize {
+        let ModelShape { channels, heads, layers, .. } = self.shape;
+        let head = channels / heads;
+        let chunks = |columns: usize| columns.next_multiple_of(CHUNK);
+        let stream = chunks(channels) * 4 + CLUSTER * WARPS * 8;
+        let core = chunks(heads.div_ceil(self.shards) * head);
+        let pieces = self.pieces * (core * 4 + core.div_ceil(head) * 8);
+        let hidden = chunks(units.iter().copied().max().unwrap_or(0)) * 4;
+        let (head_rows, picks, table) = ((3 + WARPS) * head * 4, CLUSTER * WARPS * 8, (layers + 1) * 15 * 8);
+        let row = channels * self.element_bytes;
+        let slot = WARPS * row * if row <= 2048 { 2 } else { 1 };
+        let fixed = 1024 + 2 * stream + pieces + hidden + head_rows + picks + table;
+        fixed.next_multiple_of(128) + 4 * slot + CHUNK * self.element_bytes
+    }
+
+    /// The model's dimensions.
+    #[must_use]
+    pub fn shape(&self) -> ModelShape {
+        self.shape
+    }
+
+    /// Bytes of a weight.
+    pub(crate) fn element_bytes(&self) -> usize {
+        self.element_bytes
+    }
+
+    /// Blocks of the launch.
+    pub(crate) fn blocks(&self) -> usize {
+        self.shards * CLUSTER
+    }
+
+    /// Threads of a block.
+    pub(crate) fn threads(&self) -> usize {
+        (WARPS + FETCHERS) * 32
+    }
+
+    /// Dynamic shared memory of a block.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        self.shared_bytes
+    }
+
+    /// What is compiled for it.
+    #[must_use]
+    pub fn unit(&self) -> Unit {
+        let ModelShape { channels, heads, width, layers, context, vocab } = self.shape;
+        let macros = [
+            ("GRID_CHANNELS", channels),
+            ("GRID_HEADS", heads),
+            ("GRID_WIDTH", width),
+            ("GRID_LAYERS", layers),
+            ("GRID_CONTEXT", context),
+            ("GRID_VOCAB", vocab),
+            ("GRID_HALF", usize::from(self.element_bytes == 2)),
+            ("GRID_BLOCKS", self.blocks()),
+            ("GRID_CLUSTER", CLUSTER),
+            ("GRID_WARPS", WARPS),
+            ("GRID_KEYS", KEYS),
+            ("GRID_SPLITS", self.pieces),
+            ("GRID_SHARED", self.shared_bytes),
+            ("GRID_EXCHANGE_WORDS", self.exchange_words()),
+        ];
+        Unit::decoder(&["decode_shards.cu", "decode_shard_sums.cu"], &macros)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDE: ModelShape =
+        ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    const XL: ModelShape =
+        ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, context: 1024, vocab: 50257 };
+    const SHARED: usize = 232_448;
+
+    fn layout(shape: ModelShape, bytes: usize) -> Option<ShardLayout> {
+        ShardLayout::new(shape, bytes, 7, SHARED)
+    }
+
+    /// Without this, a model could get a layout that the device code refuses, or be left to the slower path unnoticed.
+    #[test]
+    fn layouts_are_those_of_models_that_can_be_dealt() {
+        let pieces = |shape| layout(shape, 2).map(|found| found.pieces);
+        assert_eq!(pieces(WIDE), Some(4));
+        assert_eq!(pieces(ModelShape { heads: 12, context: 1024, vocab: 50257, ..WIDE }), Some(8));
+        assert_eq!(pieces(XL), Some(4));
+        assert!(layout(WIDE, 4).is_some());
+        assert_eq!(layout(XL, 4), None, "four slots of the ring do not fit");
+        assert_eq!(ShardLayout::new(WIDE, 2, 0, SHARED), None);
+        assert_eq!(ShardLayout::new(WIDE, 2, 7, 101_376), None, "a ring does not fit");
+        for odd in [
+            ModelShape { channels: 776, ..WIDE },
+            ModelShape { channels: 112, heads: 7, ..WIDE },
+            ModelShape { heads: 7, ..WIDE },
+            ModelShape { heads: 0, ..WIDE },
+            ModelShape { heads: 1, ..WIDE },
+            ModelShape { heads: 192, ..WIDE },
+            ModelShape { width: 3080, ..WIDE },
+            ModelShape { width: 96, ..WIDE },
+            ModelShape { width: 30720, ..WIDE },
+            ModelShape { layers: 0, ..WIDE },
+            ModelShape { vocab: usize::MAX / 4096, ..WIDE },
+        ] {
+            assert_eq!(pieces(odd), None, "{odd:?}");
+        }
+    }
+
+    /// Without this, a shard could be left without units, or with more than its share of the weights.
+    #[test]
+    fn units_make_up_for_heads() {
+        let units = |shape| layout(shape, 2).map(|found| found.units());
+        assert_eq!(units(WIDE), Some(vec![464, 464, 464, 464, 464, 464, 288]));
+        let narrow = ModelShape { channels: 128, heads: 4, width: 128, ..WIDE };
+        assert_eq!(units(narrow), Some(vec![16, 16, 16, 16, 16, 16, 32]));
+    }
+
+    /// Without this, the plan could promise less than the kernel writes.
+    #[test]
+    fn words_and_sums_are_those_counted_by_hand() {
+        let found = layout(WIDE, 2).unwrap();
+        assert_eq!(found.exchange_words(), 7 * 768 + 2 * 112 + 2);
+        assert_eq!(found.sums(), 12 * (3 * 768 + 3072) + 95);
+    }
+}
