@@ -1,51 +1,63 @@
-//! How long a user waits for the first byte: the prompt program's start, its model and its first token.
+//! How long a user waits for the first byte: the prompt program's start, its model and its first token; beside it the smallest CUDA program.
 
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use touchstone_runtime::device::DeviceChoice;
-
-use super::Stop;
-use super::args::Measure;
+use super::args::{BenchArgs, Measure};
+use super::report::Section;
 use super::row::Row;
+use super::{Stop, peers, progress};
 
-/// Starts the `prompt` program beside this one again and again, once untimed: that may fill the kernel cache.
+/// Adds a row for the `prompt` program beside this one and, where peers are asked for on a GPU, one for the smallest CUDA program. They start in turn,
+/// and only once this process has closed the device: a context that somebody holds shortens the start of the next one by 0.1 s.
 ///
 /// # Errors
-/// [`crate::exit::Outcome::Unusable`] where it is not there or does not answer.
-pub fn cold_start(model: &Path, device: DeviceChoice, dtype: &str, repeats: usize) -> Result<Row, Stop> {
+/// [`crate::exit::Outcome::Unusable`] where one is not there or does not answer.
+pub fn add(args: &BenchArgs, model: &Path, section: &mut Section) -> Result<(), Stop> {
     let program = std::env::current_exe()
         .map_err(|error| Stop::unusable(format!("the folder of this program: {error}")))?
         .with_file_name(format!("prompt{}", std::env::consts::EXE_SUFFIX));
-    let start = || {
+    let with_peer = args.peers && section.kind == "cuda";
+    let empty = with_peer.then(|| peers::empty_program(args)).transpose()?;
+    progress(format_args!("{}, {}: {}", section.model, section.dtype, Measure::ColdStart.name()));
+    let ours = || {
         let mut command = Command::new(&program);
-        command.arg("--model").arg(model).args(["--device", &device.to_string(), "--dtype", dtype]);
+        command.arg("--model").arg(model).args([
+            "--device",
+            &args.device.to_string(),
+            "--dtype",
+            section.dtype,
+        ]);
         command.args(["--max-new-tokens", "1", "--greedy", "\n"]);
-        first_byte(&mut command)
-            .map_err(|problem| Stop::unusable(format!("cold-start: {}: {problem}", program.display())))
+        timed(&mut command)
     };
-    timed(repeats, start)
+    let theirs = || empty.as_ref().map(|program| timed(&mut Command::new(&program.path))).transpose();
+    // Once untimed: that may fill the kernel cache.
+    ours()?;
+    theirs()?;
+    let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
+    for _ in 0..args.repeats.get() {
+        our_times.push(ours()?);
+        their_times.extend(theirs()?);
+    }
+    let row = |times: &[Duration]| Row::new(Measure::ColdStart, "prompt", "us to the first byte", times, 1);
+    let our_row = row(&our_times);
+    let ours = our_row.median;
+    section.rows.push(our_row);
+    if with_peer {
+        let row = row(&their_times);
+        let times_ours = Some(row.median / ours);
+        section.rows.push(Row { system: "an empty CUDA program".to_owned(), times_ours, ..row });
+    }
+    Ok(())
 }
 
-/// The same of a program that does nothing else: the peer.
-///
-/// # Errors
-/// As above.
-pub fn empty_program(program: &Path, repeats: usize) -> Result<Row, Stop> {
-    let start = || {
-        first_byte(&mut Command::new(program))
-            .map_err(|problem| Stop::unusable(format!("cold-start: {}: {problem}", program.display())))
-    };
-    let row = timed(repeats, start)?;
-    Ok(Row { system: "an empty CUDA program".to_owned(), ..row })
-}
-
-fn timed(repeats: usize, start: impl Fn() -> Result<Duration, Stop>) -> Result<Row, Stop> {
-    start()?;
-    let times = (0..repeats).map(|_| start()).collect::<Result<Vec<_>, _>>()?;
-    Ok(Row::new(Measure::ColdStart, "prompt", "us to the first byte", &times, 1))
+fn timed(command: &mut Command) -> Result<Duration, Stop> {
+    first_byte(command).map_err(|problem| {
+        Stop::unusable(format!("cold-start: {}: {problem}", Path::new(command.get_program()).display()))
+    })
 }
 
 /// From the start of a process to its first byte on standard output.

@@ -76,8 +76,15 @@ fn measure_all(args: &BenchArgs, sections: &mut Vec<Section>) -> Result<(), Stop
         for &dtype in &args.dtype {
             let run = Run { args, subject, new_tokens, sections };
             dispatch(run, args.device, dtype, subject.config.dtype)??;
+            let section = sections.last_mut().expect("a run adds its section");
+            if args.wants(Measure::ColdStart) {
+                let Origin::Model(dir) = &subject.origin else {
+                    unreachable!("the arguments were checked: cold-start comes without --config")
+                };
+                cold_start::add(args, dir, section)?;
+            }
             if args.peers {
-                peers::add(args, subject, sections.last_mut().expect("a run adds its section"))?;
+                peers::add(args, subject, section)?;
             }
         }
     }
@@ -146,29 +153,27 @@ impl Job for Run<'_> {
         });
         let Section { rows, bandwidth_bytes_per_s: limit, .. } = sections.last_mut().expect("just added");
         for &measure in &args.measure {
-            progress(format_args!("{}, {dtype}: {}", subject.name, measure.name()));
-            match (measure, &subject.origin) {
-                (Measure::Decode, _) => {
+            if measure != Measure::ColdStart {
+                progress(format_args!("{}, {dtype}: {}", subject.name, measure.name()));
+            }
+            match measure {
+                Measure::Decode => {
                     let row = bench.decode()?;
                     // Before and after: what else uses the machine comes and goes.
                     let after = bandwidth(bench.device, token_bytes);
                     *limit = limit.iter().copied().chain(after).reduce(f64::max);
                     rows.push(row.bytes(token_bytes, *limit));
                 }
-                (Measure::Context, _) => rows.extend(bench.context()?),
-                (Measure::Batch, _) => {
+                Measure::Context => rows.extend(bench.context()?),
+                Measure::Batch => {
                     for batch in &args.batches {
                         rows.push(bench.batch(batch.get())?);
                     }
                 }
-                (Measure::Prefill, _) => rows.extend(bench.prefill()?),
-                (Measure::Verbs, _) => rows.extend(verbs::verbs(bench.device, subject, repeats)?),
-                (Measure::ColdStart, Origin::Model(dir)) => {
-                    rows.push(cold_start::cold_start(dir, args.device, dtype, repeats)?);
-                }
-                (Measure::ColdStart, Origin::Config(_)) => {
-                    unreachable!("the arguments were checked: cold-start comes without --config")
-                }
+                Measure::Prefill => rows.extend(bench.prefill()?),
+                Measure::Verbs => rows.extend(verbs::verbs(bench.device, subject, repeats)?),
+                // Measured when the device is closed.
+                Measure::ColdStart => {}
             }
         }
         Ok(())

@@ -1,11 +1,12 @@
 //! Others on the same work, in the same run: PyTorch by the scripts of `benches/peers`, which check themselves before they time, and the
-//! smallest CUDA program beside the program's start.
+//! smallest CUDA program, which stands beside the program's start.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tempfile::TempDir;
 use touchstone_functional_tests::find_root;
 
 use super::args::{BenchArgs, Measure};
@@ -13,7 +14,7 @@ use super::measure::SAMPLING;
 use super::report::Section;
 use super::row::{OURS, Row};
 use super::subject::{Origin, Subject};
-use super::{Stop, cold_start, progress};
+use super::{Stop, progress};
 
 /// Below the repository's root.
 const FOLDER: &str = "benches/peers";
@@ -57,9 +58,6 @@ pub fn add(args: &BenchArgs, subject: &Subject, section: &mut Section) -> Result
     if args.wants(Measure::Prefill) {
         prefill(args, subject, section)?;
     }
-    if args.wants(Measure::ColdStart) && section.kind == "cuda" {
-        cold_start(args, section)?;
-    }
     Ok(())
 }
 
@@ -88,8 +86,18 @@ fn prefill(args: &BenchArgs, subject: &Subject, section: &mut Section) -> Result
     Ok(())
 }
 
+/// A program in a folder of its own, which goes when this is dropped.
+pub struct Built {
+    /// The executable.
+    pub path: PathBuf,
+    _folder: TempDir,
+}
+
 /// The smallest CUDA program, built by nvcc for this run.
-fn cold_start(args: &BenchArgs, section: &mut Section) -> Result<(), Stop> {
+///
+/// # Errors
+/// [`crate::exit::Outcome::Unusable`] where it cannot be built.
+pub fn empty_program(args: &BenchArgs) -> Result<Built, Stop> {
     let source = path("context.cu")?;
     let folder = tempfile::tempdir().map_err(|error| Stop::unusable(format!("--peers: {error}")))?;
     let program = folder.path().join("context");
@@ -102,12 +110,7 @@ fn cold_start(args: &BenchArgs, section: &mut Section) -> Result<(), Stop> {
     if !output.status.success() {
         return Err(stop(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())));
     }
-    let row = cold_start::empty_program(&program, args.repeats.get())?;
-    let place = section.rows.iter().position(|row| row.measure == Measure::ColdStart);
-    let place = place.expect("the measurement came before its peer");
-    let ours = section.rows[place].median;
-    section.rows.insert(place + 1, Row { times_ours: Some(row.median / ours), ..row });
-    Ok(())
+    Ok(Built { path: program, _folder: folder })
 }
 
 fn path(script: &str) -> Result<PathBuf, Stop> {
