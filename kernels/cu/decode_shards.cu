@@ -7,8 +7,8 @@
 // number hold the same rows, to the bit. LayerNorm costs no pass of its own: shard_layout.cuh. Weights stream through a ring (shard_ring.cuh).
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
 //
-// Grid: GRID_BLOCKS blocks in clusters of N, all resident at once, each of 8 warps that compute and one that fills the ring; constants
-// and limits: shard_layout.cuh. The exchange needs 16 GRID_EXCHANGE_WORDS bytes, GridState 8; both zero before the first launch. Needs sm_90.
+// Grid: GRID_BLOCKS blocks in clusters of N, all resident at once, each of 8 warps that compute and 4 that fill the ring; constants and
+// limits: shard_layout.cuh. The exchange needs 16 GRID_EXCHANGE_WORDS bytes, GridState 8; both zero before the first launch. Needs sm_90.
 // Sums have a fixed order: results repeat to the bit. Launcher: src/decoder/grid.rs.
 #include "shard_attention.cuh"
 

@@ -1,6 +1,5 @@
-// A head's cached rows as decode_grid.cu and decode_shards.cu take them in: a warp has a group of KEYS positions in registers, and a softmax so far.
-//
-// Group g of KEYS positions belongs to piece g % SPLITS of the head's cache, and there to warp g / SPLITS % WARPS.
+// A head's cached rows as decode_grid.cu and decode_shards.cu take them in: a warp has a group of KEYS positions in registers. Group g belongs to
+// piece g % SPLITS of the head's cache, and there to warp g / SPLITS % WARPS.
 #pragma once
 #include "grid_model.cuh"
 

@@ -90,33 +90,32 @@ struct Worker {
 
     // ---- products ----
 
-    // Brings the weights of the warp's rows from `FIRST` on, as many as registers hold, and gives their slots back.
-    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held) {
+    // Brings the weights of the warp's rows from `FIRST` on, as many as registers hold.
+    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held) const {
         constexpr u32 EACH = section_rows(S), ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
-        bool read = false;
 #pragma unroll
         for (u32 row = FIRST; row < LAST; row++) {
             u32 r = row - FIRST, ahead = row / EACH - FIRST / EACH;
             if (r == 0 || row % EACH == 0) reader.await(ahead);
             const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(ahead) + row % EACH * row_bytes(S)) + lane;
 #pragma unroll
-            for (u32 c = 0; c < chunks(S); c++) {
-                held.part[r][c] = now(at[c * WARP].values());
-                read |= __float_as_uint(held.part[r][c].x) != ALL_LANES; // always: no weight is that NaN
-            }
+            for (u32 c = 0; c < chunks(S); c++) held.part[r][c] = now(at[c * WARP].values());
         }
-        reader.release((LAST == ROWS ? divide_up(LAST, EACH) : LAST / EACH) - FIRST / EACH, read);
     }
     // sum[r] = row r of the warp's times x, for this lane's columns. The first weights are held already. Where a warp has fewer rows, or x
-    // fewer columns, what stands there instead is of no effect.
+    // fewer columns, what stands there instead is of no effect. Slots are given back here, not when they were read: what fills them would be
+    // on its way together with what others wait for.
     template <Stage S, u32 FIRST = 0> __device__ void multiply(float (&sum)[warp_rows_max(S)], const float4 (&x)[chunks(S)], Held<S> &held) {
-        constexpr u32 ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
+        constexpr u32 EACH = section_rows(S), ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
+        bool read = false;
 #pragma unroll
         for (u32 r = FIRST; r < LAST; r++) {
             sum[r] = 0;
 #pragma unroll
             for (u32 c = 0; c < chunks(S); c++) sum[r] = dot4(held.part[r - FIRST][c], x[c], sum[r]);
+            read |= __float_as_uint(sum[r]) != ALL_LANES; // always: no sum is that NaN
         }
+        reader.release((LAST == ROWS ? divide_up(LAST, EACH) : LAST / EACH) - FIRST / EACH, read);
         if constexpr (LAST < ROWS) {
             load<S, LAST>(held);
             multiply<S, LAST>(sum, x, held);

@@ -183,8 +183,8 @@ impl<E: Element> GridDecoder<E> {
         let launch = Launch { start: Start::After, ..Launch::new(grid, 32 * ROWS_A_BLOCK as u32) };
         let [weight, bias] = generation.final_norm.map(Buffer::address);
         let (sums, table, token) = (sums.address(), self.table.address(), generation.token.address());
-        // SAFETY: decode_shard_sums(float2 *, const Layer *, const Element *norm_weight, const Element *norm_bias, const Element *token), with lengths
-        // as for `launch`: it reads the parameters alone and writes `sums`, this value's own.
+        // SAFETY: decode_shard_sums(float2 *, const Layer *, const Element *norm_weight, const Element *norm_bias, const Element *token), with
+        // lengths as for `launch`: it reads the parameters alone and writes `sums`, this value's own.
         unsafe {
             let arguments = arguments!(sums, table, weight, bias, token);
             kernels.device.launch_function("decode_shard_sums", function, launch, arguments)
