@@ -28,12 +28,6 @@ __device__ void ask_rows(u32 to, const bf16 *matrix, u32 row, u32 rows, u32 stri
     }
 }
 
-// 2^x
-__device__ inline float power(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 // What a fragment of two bfloat16 lost of two floats.
 __device__ inline u32 pack_rest(float low, float high, u32 both) {
     return pack(low - __uint_as_float(both << 16), high - __uint_as_float(both & 0xffff0000u));
@@ -92,13 +86,13 @@ __device__ void attention_mma(bf16 *y, const bf16 *q, const bf16 *keys, const bf
             for (int j = 0; j < 8; j++) highest = fmaxf(highest, fmaxf(score[j][half * 2], score[j][half * 2 + 1]));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 2));
-            fade[half] = power((maximum[half] - highest) * scale); // the first key is seen by every query, so `highest` is finite
+            fade[half] = power_of_two((maximum[half] - highest) * scale); // the first key is seen by every query, so `highest` is finite
             maximum[half] = highest;
             float sum = 0, shift = -highest * scale;
 #pragma unroll
             for (int j = 0; j < 8; j++)
 #pragma unroll
-                for (int i = half * 2; i < half * 2 + 2; i++) sum += score[j][i] = power(fmaf(score[j][i], scale, shift));
+                for (int i = half * 2; i < half * 2 + 2; i++) sum += score[j][i] = power_of_two(fmaf(score[j][i], scale, shift));
             total[half] = fmaf(total[half], fade[half], sum);
         }
 #pragma unroll

@@ -9,11 +9,6 @@ constexpr u32 TILE_KEYS = 16, TILES_AHEAD = 4, AHEAD_KEYS = TILES_AHEAD * PAIR_P
 constexpr u32 WIDE = D / 8; // channels of a lane's values
 constexpr float NO_SCORE = -1e30f;
 
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 __device__ inline float quad_sum(float x) {
     x += __shfl_xor_sync(ALL_LANES, x, 1);
     return x + __shfl_xor_sync(ALL_LANES, x, 2);

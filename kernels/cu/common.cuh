@@ -100,6 +100,13 @@ __device__ inline void release_next() {
 #endif
 }
 
+// 2^x, to about 1e-7 of it; what is too small for a normal number is 0.
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Where a sequence stands; there is one for each sequence of the batch. `past` cached positions, `step` tokens sampled so far, `length`
 // positions of this pass that are the sequence's own, the first ones: what is behind them is padding, computed and never looked at.
 // Changed at the end of a pass only.

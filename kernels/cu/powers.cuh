@@ -2,12 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-// 2^x for x <= 0, 1 / x and its root: to about 1e-7 of the result, without the slow paths of their ends.
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
+// 1 / x and its root: to about 1e-7 of the result, without the slow paths of their ends.
 __device__ inline float reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
