@@ -80,12 +80,12 @@ struct Seen {
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 2));
             float against = highest == MINUS_INFINITY ? 0 : highest, shift = -against * EXPONENT_SCALE, sum[2] = {};
-            fade[half] = power((maximum[half] - against) * EXPONENT_SCALE);
+            fade[half] = power_of_two((maximum[half] - against) * EXPONENT_SCALE);
             maximum[half] = highest;
 #pragma unroll
             for (int j = 0; j < 32; j += 4) {
                 float &a = score[j + half * 2], &b = score[j + half * 2 + 1];
-                a = power(fmaf(a, EXPONENT_SCALE, shift)), b = power(fmaf(b, EXPONENT_SCALE, shift));
+                a = power_of_two(fmaf(a, EXPONENT_SCALE, shift)), b = power_of_two(fmaf(b, EXPONENT_SCALE, shift));
                 sum[0] += a, sum[1] += b;
             }
             total[half] = fmaf(total[half], fade[half], sum[0] + sum[1]);
@@ -125,7 +125,7 @@ struct Seen {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float other = left[(32 + half) * 128], highest = fmaxf(maximum[half], other);
-            float mine = power((maximum[half] - highest) * EXPONENT_SCALE), theirs = power((other - highest) * EXPONENT_SCALE);
+            float mine = power_of_two((maximum[half] - highest) * EXPONENT_SCALE), theirs = power_of_two((other - highest) * EXPONENT_SCALE);
             total[half] = fmaf(total[half], mine, left[(34 + half) * 128] * theirs);
 #pragma unroll
             for (int j = half * 2; j < 32; j += j % 2 ? 3 : 1) out[j] = fmaf(out[j], mine, left[j * 128] * theirs);

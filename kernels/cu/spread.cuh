@@ -16,8 +16,12 @@ struct Moments {
         sum += their_sum, squares += their_squares;
     }
 };
-// Halves the values that a lane holds by handing the other half to the lane R / 2 away, until one is left.
-template <int R> __device__ float fold(const float (&values)[R]) {
+struct NoMoments {
+    __device__ void add_lane(int) {}
+};
+
+// Halves the values that a lane holds by handing the other half to the lane R / 2 away, until one is left; the moments go along.
+template <int R, typename M> __device__ float fold(const float (&values)[R], M &moments) {
     if constexpr (R == 1) {
         return values[0];
     } else {
@@ -28,17 +32,25 @@ template <int R> __device__ float fold(const float (&values)[R]) {
             float low = values[i], high = values[i + R / 2];
             half[i] = (upper ? high : low) + __shfl_xor_sync(ALL_LANES, upper ? low : high, R / 2);
         }
-        return fold(half);
+        moments.add_lane(R / 2);
+        return fold(half, moments);
     }
 }
 
-// The sums over all lanes of R values a lane.
-template <u32 R> __device__ float spread_sum(const float (&values)[R]) {
+// The sums over all lanes of R values a lane, and of the moments.
+template <u32 R, typename M> __device__ float spread_sum(const float (&values)[R], M &moments) {
     float padded[LANES<R>];
 #pragma unroll
     for (int i = 0; i < int(LANES<R>); i++) padded[i] = i < int(R) ? values[i] : 0.0f;
-    float x = fold(padded);
+    float x = fold(padded, moments);
 #pragma unroll
-    for (int lanes = LANES<R>; lanes < WARP; lanes *= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+    for (int lanes = LANES<R>; lanes < WARP; lanes *= 2) {
+        x += __shfl_xor_sync(ALL_LANES, x, lanes);
+        moments.add_lane(lanes);
+    }
     return x;
+}
+template <u32 R> __device__ float spread_sum(const float (&values)[R]) {
+    NoMoments none;
+    return spread_sum(values, none);
 }
