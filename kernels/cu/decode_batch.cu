@@ -216,7 +216,9 @@ __device__ void Decoder::head() {
     await<LOGITS>();
     pick(warp);
     if (warp + WARPS < s.count) pick(warp + WARPS);
-    meet<PICKED, WARP>();
+    __syncwarp();
+    help<PICKED, WARP>();
+    meet();
 }
 
 // Picks a sequence's next token: a warp.
@@ -337,5 +339,6 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
     }
     __syncthreads();
     if (threadIdx.x == 0) finish(a);
+    __syncwarp();
     cluster_barrier(); // a block's shared memory stays until nobody sends to it
 }
