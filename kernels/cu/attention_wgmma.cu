@@ -255,7 +255,10 @@ __device__ inline void attention_wgmma(const TensorMap *q, const TensorMap *keys
         }
         Seen seen;
         look(seen, tiles, turn, span, cached);
-        if (half == 1) seen.leave(left);
+        if (half == 1) {
+            meet_warpgroup(); // all warps are done with the keys there
+            seen.leave(left);
+        }
         meet_team();
         if (half == 0) seen.add(left), seen.store(y + u64(row) * channels + errand.head * 64, s.time - first, channels);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); // copies may follow what was read and written here
