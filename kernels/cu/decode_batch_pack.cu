@@ -1,14 +1,9 @@
 // Packs a model's weights into the blocks' streams for decode_batch.cu, and makes the constants that follow from them. Launcher:
 // src/decoder/batch.rs.
 #include "batch_ring.cuh"
+#include "layer_weights.cuh"
 
-struct LayerWeights {
-    const bf16 *norm_1, *norm_1_bias, *q, *k, *v, *out, *out_bias, *norm_2, *norm_2_bias, *up, *up_bias, *down, *down_bias;
-};
-static_assert(sizeof(LayerWeights) == 8 * 13, "LayerWeights are laid out in Rust");
-
-// Row `r` of the rows of q, then k, then v.
-__device__ inline const bf16 *qkv_row(const LayerWeights &w, u32 r) { return (r < C ? w.q : r < 2 * C ? w.k : w.v) + u64(r % C) * C; }
+typedef WeightsOf<bf16> LayerWeights;
 
 // Row and column of element `i` of units of `rows` rows, tile by tile, counted from the first.
 struct Position {
@@ -47,18 +42,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_batch_pack)(ch
     constexpr u32 PART = Ring::UNITS * UNIT_LEN; // of a slot, a warp's
     for (u32 i = threadIdx.x; i < LAYER_UNITS * UNIT_LEN; i += blockDim.x)
         mine[(i / PART * WARPS + warp) * PART + i % PART] = streamed(w, rank, warp, i);
-}
-
-// a and b of a row behind a norm (batch_product.cuh): a warp.
-__device__ inline void norm_row(float *ab, const bf16 *row, const bf16 *gamma, const bf16 *beta, float bias) {
-    u32 lane = threadIdx.x % WARP;
-    float a = 0, b = 0;
-    for (u32 i = lane; i < C; i += WARP) {
-        float w = to_float(row[i]);
-        a = fmaf(w, to_float(gamma[i]), a), b = fmaf(w, to_float(beta[i]), b);
-    }
-    a = warp_sum(a), b = warp_sum(b);
-    if (lane == 0) ab[0] = a, ab[1] = b + bias;
 }
 
 // Grid (N): a block of 256 threads makes a layer's constants for one of decode_batch.cu.

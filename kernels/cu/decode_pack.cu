@@ -1,15 +1,8 @@
 // Packs a layer's weights into the blocks' streams for decode.cu, and makes the constants that follow from them. Launcher: src/decoder/cluster.rs.
 #include "decode_window.cuh"
+#include "layer_weights.cuh"
 
-struct LayerWeights {
-    const Element *norm_1, *norm_1_bias, *q, *k, *v, *out, *out_bias, *norm_2, *norm_2_bias, *up, *up_bias, *down, *down_bias;
-};
-static_assert(sizeof(LayerWeights) == 8 * 13, "LayerWeights are laid out in Rust");
-
-// Row `r` of the rows of q, then k, then v.
-__device__ inline const Element *qkv_row(const LayerWeights &w, u32 r) {
-    return (r < C ? w.q : r < 2 * C ? w.k : w.v) + u64(r % C) * C;
-}
+typedef WeightsOf<Element> LayerWeights;
 
 // Element `i` of a warp's part of a product, in the order of use: by fours of columns, of all rows of a lane. `row_of(r)` is row r of the block.
 template <typename Split, typename RowOf> __device__ Element element(u32 warp, u32 i, RowOf row_of) {
@@ -32,18 +25,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_pack)(char *st
     Element *mine = reinterpret_cast<Element *>(stream + (u64(rank) * LAYERS + layer) * LAYER_BYTES * WARPS);
     for (u32 i = threadIdx.x; i < LAYER_BYTES / sizeof(Element); i += blockDim.x)
         mine[Window::place(warp, i * sizeof(Element)) / sizeof(Element)] = streamed(w, rank, warp, i);
-}
-
-// a and b of a row behind a norm (decode_sums.cuh): a warp.
-__device__ inline void norm_row(float *ab, const Element *row, const Element *gamma, const Element *beta, float bias) {
-    u32 lane = threadIdx.x % WARP;
-    float a = 0, b = 0;
-    for (u32 i = lane; i < C; i += WARP) {
-        float w = to_float(row[i]);
-        a = fmaf(w, to_float(gamma[i]), a), b = fmaf(w, to_float(beta[i]), b);
-    }
-    a = warp_sum(a), b = warp_sum(b);
-    if (lane == 0) ab[0] = a, ab[1] = b + bias;
 }
 
 // Grid (N): a block of 256 threads makes the constants of a layer for one of decode.cu.

@@ -2,6 +2,7 @@
 //
 // Grid (x, LAYERS + 1): blocks of 256 threads, a warp a row, as many as cover a layer's rows, and the head's. Launcher: src/decoder/grid.rs.
 #include "shard_layout.cuh"
+#include "layer_weights.cuh"
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     ENTRY(decode_shard_sums)(float2 *sums, const Layer *layers, const Element *norm_weight, const Element *norm_bias, const Element *token) {
@@ -14,11 +15,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const Element *row = last ? token + u64(r) * C
                          : up ? layer.up + u64(r - 3 * C) * C
                               : (part == 0 ? layer.q : part == 1 ? layer.k : layer.v) + u64(head * D + r % D) * C;
-    float a = 0, b = 0;
-    for (u32 i = lane; i < C; i += WARP) {
-        float w = to_float(row[i]);
-        a = fmaf(w, to_float(weight[i]), a), b = fmaf(w, to_float(bias[i]), b);
-    }
-    a = warp_sum(a), b = warp_sum(b);
-    if (lane == 0) sums[u64(l) * LAYER_SUMS + r] = make_float2(a, !last && up ? b + to_float(layer.up_bias[r - 3 * C]) : b);
+    float2 ab = norm_sums(row, weight, bias);
+    if (lane == 0) sums[u64(l) * LAYER_SUMS + r] = make_float2(ab.x, !last && up ? ab.y + to_float(layer.up_bias[r - 3 * C]) : ab.y);
 }

@@ -39,6 +39,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("grid_tile.cuh", include_str!("../cu/grid_tile.cuh")),
     ("grid_words.cuh", include_str!("../cu/grid_words.cuh")),
     ("pick.cuh", include_str!("../cu/pick.cuh")),
+    ("layer_weights.cuh", include_str!("../cu/layer_weights.cuh")),
     ("powers.cuh", include_str!("../cu/powers.cuh")),
     ("row.cuh", include_str!("../cu/row.cuh")),
     ("rows.cuh", include_str!("../cu/rows.cuh")),

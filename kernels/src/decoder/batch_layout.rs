@@ -93,29 +93,23 @@ impl BatchLayout {
     /// What is compiled for it.
     #[must_use]
     pub fn unit(&self) -> Unit {
-        let ModelShape { channels, heads, width, layers, context, vocab } = self.shape;
-        let macros = [
-            ("CHANNELS", channels),
-            ("HEADS", heads),
-            ("WIDTH", width),
-            ("LAYERS", layers),
-            ("CONTEXT", context),
-            ("VOCAB", vocab),
+        let own = [
             ("CLUSTER", self.cluster),
             ("SEQUENCES", SEQUENCES),
             ("SHARED_BYTES", SHARED_BYTES),
             ("CONSTANTS_LEN", self.constants_of_a_block()),
         ];
-        Unit::decoder(&["decode_batch.cu", "decode_batch_pack.cu"], &macros)
+        Unit::decoder(
+            &["decode_batch.cu", "decode_batch_pack.cu"],
+            &[&self.shape.macros(false)[..], &own].concat(),
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SMALL: ModelShape =
-        ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+    use crate::decoder::shapes::SMALL;
 
     /// Without this, a model could get a layout that the device code refuses, or be left to the slower path unnoticed.
     #[test]

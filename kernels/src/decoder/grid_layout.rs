@@ -171,14 +171,7 @@ impl GridLayout {
     /// What is compiled for it.
     #[must_use]
     pub fn unit(&self) -> Unit {
-        let ModelShape { channels, heads, width, layers, context, vocab } = self.shape;
-        let macros = [
-            ("GRID_CHANNELS", channels),
-            ("GRID_HEADS", heads),
-            ("GRID_WIDTH", width),
-            ("GRID_LAYERS", layers),
-            ("GRID_CONTEXT", context),
-            ("GRID_VOCAB", vocab),
+        let own = [
             ("GRID_HALF", usize::from(self.element_bytes == 2)),
             ("GRID_BLOCKS", self.blocks),
             ("GRID_WARPS", WARPS),
@@ -187,18 +180,15 @@ impl GridLayout {
             ("GRID_SHARED", self.shared_bytes),
             ("GRID_EXCHANGE_WORDS", self.exchange_words()),
         ];
-        Unit::decoder(&["decode_grid.cu"], &macros)
+        Unit::decoder(&["decode_grid.cu"], &[&self.shape.macros(true)[..], &own].concat())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::shapes::{WIDE, XL};
 
-    const WIDE: ModelShape =
-        ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
-    const XL: ModelShape =
-        ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, context: 1024, vocab: 50257 };
     /// Multiprocessors and shared memory of an H200.
     const HOPPER: (usize, usize) = (132, 232_448);
 

@@ -48,6 +48,20 @@ pub struct ModelShape {
     pub vocab: usize,
 }
 
+impl ModelShape {
+    /// The dimensions as macros of the device code: those of a cluster's, or of the whole GPU's.
+    fn macros(self, whole_gpu: bool) -> [(&'static str, usize); 6] {
+        let Self { channels, heads, width, layers, context, vocab } = self;
+        let values = [channels, heads, width, layers, context, vocab];
+        let names = if whole_gpu {
+            ["GRID_CHANNELS", "GRID_HEADS", "GRID_WIDTH", "GRID_LAYERS", "GRID_CONTEXT", "GRID_VOCAB"]
+        } else {
+            ["CHANNELS", "HEADS", "WIDTH", "LAYERS", "CONTEXT", "VOCAB"]
+        };
+        std::array::from_fn(|i| (names[i], values[i]))
+    }
+}
+
 /// The kernels of a decoder of any kind.
 pub enum DecoderKernels {
     /// Of a cluster.
@@ -223,4 +237,17 @@ fn clusters_at_once(device: &Device, function: sys::CUfunction, launch: Launch) 
     let code = unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) };
     check("cuOccupancyMaxActiveClusters", code.result())?;
     Ok(count as u32)
+}
+
+/// Models that the layouts are tested on.
+#[cfg(test)]
+mod shapes {
+    use super::ModelShape;
+
+    pub const SMALL: ModelShape =
+        ModelShape { channels: 128, heads: 4, width: 512, layers: 6, context: 256, vocab: 65 };
+    pub const WIDE: ModelShape =
+        ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    pub const XL: ModelShape =
+        ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, context: 1024, vocab: 50257 };
 }

@@ -69,12 +69,12 @@ impl ShardLayout {
         (dealt && layout.shared_bytes_needed(&units) <= shared_bytes).then_some(layout)
     }
 
-    /// Whether one launch a generation is faster than recorded steps, and than one cluster.
+    /// Whether, for a model whose elements have so many bytes, one launch a generation is faster than recorded steps, and than one cluster.
     #[must_use]
-    pub fn gains(&self) -> bool {
-        let ModelShape { channels, width, layers, vocab, .. } = self.shape;
+    pub fn gains(shape: ModelShape, element_bytes: usize) -> bool {
+        let ModelShape { channels, width, layers, vocab, .. } = shape;
         let weights = layers * (4 * channels * channels + 2 * channels * width) + vocab * channels;
-        weights * self.element_bytes >= WEIGHT_BYTES_MIN
+        weights * element_bytes >= WEIGHT_BYTES_MIN
     }
 
     /// Words of 16 bytes of the exchange: `EXCHANGE_WORDS` of the device code.
@@ -154,14 +154,7 @@ impl ShardLayout {
     /// What is compiled for it.
     #[must_use]
     pub fn unit(&self) -> Unit {
-        let ModelShape { channels, heads, width, layers, context, vocab } = self.shape;
-        let macros = [
-            ("GRID_CHANNELS", channels),
-            ("GRID_HEADS", heads),
-            ("GRID_WIDTH", width),
-            ("GRID_LAYERS", layers),
-            ("GRID_CONTEXT", context),
-            ("GRID_VOCAB", vocab),
+        let own = [
             ("GRID_HALF", usize::from(self.element_bytes == 2)),
             ("GRID_BLOCKS", self.blocks()),
             ("GRID_CLUSTER", CLUSTER),
@@ -171,18 +164,18 @@ impl ShardLayout {
             ("GRID_SHARED", self.shared_bytes),
             ("GRID_EXCHANGE_WORDS", self.exchange_words()),
         ];
-        Unit::decoder(&["decode_shards.cu", "decode_shard_sums.cu"], &macros)
+        Unit::decoder(
+            &["decode_shards.cu", "decode_shard_sums.cu"],
+            &[&self.shape.macros(true)[..], &own].concat(),
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::shapes::{SMALL, WIDE, XL};
 
-    const WIDE: ModelShape =
-        ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
-    const XL: ModelShape =
-        ModelShape { channels: 1600, heads: 25, width: 6400, layers: 48, context: 1024, vocab: 50257 };
     const SHARED: usize = 232_448;
 
     fn layout(shape: ModelShape, bytes: usize) -> Option<ShardLayout> {
@@ -197,6 +190,7 @@ mod tests {
         assert_eq!(pieces(ModelShape { heads: 12, context: 1024, vocab: 50257, ..WIDE }), Some(8));
         assert_eq!(pieces(XL), Some(4));
         assert!(layout(WIDE, 4).is_some());
+        assert!(ShardLayout::gains(WIDE, 2) && !ShardLayout::gains(SMALL, 4));
         assert_eq!(layout(XL, 4), None, "four slots of the ring do not fit");
         assert_eq!(ShardLayout::new(WIDE, 2, 0, SHARED), None);
         assert_eq!(ShardLayout::new(WIDE, 2, 7, 101_376), None, "a ring does not fit");

@@ -3,7 +3,7 @@
 use touchstone_kernels::{
     self as kernels, BatchDecoder, BatchKernels, BatchLayout, ClusterDecoder, ClusterKernels, ClusterLayout,
     DecoderKernels, Element, GridDecoder, GridKernels, GridLayout, LayerState, LayerWeights, ModelShape,
-    Spread,
+    ShardLayout, Spread,
 };
 
 use super::Cuda;
@@ -74,15 +74,15 @@ impl<E: Element> Cuda<E> {
                 None => Ok(None),
             };
         }
+        let wants_shards =
+            path == Path::Shards || path != Path::Grid && ShardLayout::gains(shape, size_of::<E>());
+        let shards = if wants_shards { Spread::shards(device, shape, size_of::<E>())? } else { None };
         let cluster = ClusterLayout::new(shape, size_of::<E>());
-        let shards = Spread::shards(device, shape, size_of::<E>())?;
-        let gains = shards.is_some_and(|layout| layout.gains());
-        if let Some(layout) = cluster.filter(|_| path == Path::Fastest && !gains)
+        if let Some(layout) = cluster.filter(|_| path == Path::Fastest && shards.is_none())
             && let Some(kernels) = ClusterKernels::load(device, layout)?
         {
             return Ok(Some(DecoderKernels::Cluster(kernels)));
         }
-        let shards = shards.filter(|_| path == Path::Shards || path != Path::Grid && gains);
         if let Some(layout) = shards
             && let Some(kernels) = GridKernels::load(device, Spread::Shards(layout))?
         {
