@@ -28,7 +28,7 @@ impl Drop for WarmUp {
 }
 
 /// Has the driver make one hardware queue for kernels and one for each copy engine, where the user has not said how many: a device has one stream,
-/// and of a context that takes 100 ms to make, the eight and four queues that are usual take 50. To be called before the driver starts, by the
+/// and of the 100 ms that a context takes, the eight and more queues that are usual take 40. To be called before the driver starts, by the
 /// process's only thread; else, and where that cannot be told, nothing happens.
 fn ask_for_one_queue() {
     let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
