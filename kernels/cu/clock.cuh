@@ -7,7 +7,7 @@
 
 constexpr u32 CLOCK_PLACES = 16, CLOCK_NAME = 32;
 struct ClockPlace {
-    u64 work, wait, times;
+    u64 work, wait; // cycles; of work, the upper 24 bits say how often
 };
 extern "C" __device__ ClockPlace clock_places[CLOCK_PLACES];
 // What the handoffs bring, in the order of their numbers.
@@ -17,20 +17,16 @@ extern "C" __device__ ClockPlace clock_places[CLOCK_PLACES];
 struct Clock {
     u32 last = clock();
 
-    __device__ void add(u64 *to) {
-        asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(u64(u32(clock()) - last)) : "memory");
-        last = clock();
-    }
-    // It begins to wait for a handoff.
-    __device__ void worked(u32 handoff) {
-        if (blockIdx.x == 0 && threadIdx.x == 0) add(&clock_places[handoff].work);
-    }
-    // It has what it waited for.
-    __device__ void waited(u32 handoff) {
+    // Adds the cycles since it last did, by a store that nobody waits for.
+    __device__ void add(u64 &to, u64 times) {
         if (blockIdx.x > 0 || threadIdx.x > 0) return;
-        add(&clock_places[handoff].wait);
-        asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(&clock_places[handoff].times) : "memory");
+        u32 now = clock();
+        asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(&to), "l"(times << 40 | (now - last)) : "memory");
+        last = now;
     }
+    // It begins to wait for a handoff; it has what it waited for.
+    __device__ void worked(u32 handoff) { add(clock_places[handoff].work, 1); }
+    __device__ void waited(u32 handoff) { add(clock_places[handoff].wait, 0); }
 };
 
 #else

@@ -5,8 +5,10 @@ use crate::error::Result;
 
 /// Places of `cu/clock.cuh`, bytes of one, and bytes of its name.
 const PLACES: usize = 16;
-const PLACE: usize = 24;
+const PLACE: usize = 16;
 const NAME: usize = 32;
+/// Where the count stands in the word of the work.
+const COUNT_SHIFT: u32 = 40;
 
 /// What the decoder's first thread spent around one kind of handoff since the decoder was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +37,9 @@ fn decode(names: &[u8], places: &[u8]) -> Vec<Handoff> {
     let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
     let handoff = |(name, place): (&[u8], &[u8])| Handoff {
         name: String::from_utf8_lossy(name).trim_end_matches('\0').to_owned(),
-        work: word(&place[..8]),
-        wait: word(&place[8..16]),
-        times: word(&place[16..]),
+        times: word(&place[..8]) >> COUNT_SHIFT,
+        work: word(&place[..8]) % (1 << COUNT_SHIFT),
+        wait: word(&place[8..]),
     };
     names.chunks(NAME).zip(places.chunks(PLACE)).map(handoff).filter(|handoff| handoff.times > 0).collect()
 }
@@ -51,7 +53,7 @@ mod tests {
     fn handoffs_are_read_as_the_device_lays_them_out() {
         let (mut names, mut places) = (vec![0; PLACES * NAME], vec![0; PLACES * PLACE]);
         names[NAME..NAME + 7].copy_from_slice(b"q, k, v");
-        for (i, value) in [300_u64, 20, 1].into_iter().enumerate() {
+        for (i, value) in [1 << 40 | 300_u64, 20].into_iter().enumerate() {
             places[PLACE + 8 * i..][..8].copy_from_slice(&value.to_le_bytes());
         }
         let expected = Handoff { name: "q, k, v".to_owned(), times: 1, work: 300, wait: 20 };
