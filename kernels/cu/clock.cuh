@@ -1,5 +1,5 @@
-// Where a decoder's cycles go, in a build that reads the clock (CLOCKED): the first thread adds up what it spends up to each handoff, and then waiting
-// for what it brings. In any other build all of it is empty. Read by src/clock.rs.
+// Where a decoder's cycles go, in a build that reads the clock (CLOCKED): the first thread adds up what it spends up to each handoff, and then
+// waiting for what it brings. In any other build all of it is empty. Read by src/clock.rs.
 #pragma once
 #include "common.cuh"
 
