@@ -68,7 +68,7 @@ fn preload(directory: &Path) -> bool {
         (name.starts_with("libnvrtc-builtins.so.13") || name.starts_with("libnvrtc.so.13"))
             && !name.contains(".alt.")
     };
-    names.iter().filter(|path| wanted(path)).fold(false, |loaded, path| keep(path) || loaded)
+    names.iter().filter(|path| wanted(path) && keep(path)).count() > 0
 }
 
 /// Loads a library, if it is there, and keeps it for the life of the process.
