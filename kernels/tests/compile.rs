@@ -57,13 +57,21 @@ fn narrow_models() -> [ModelShape; 3] {
 /// this, dimensions that the device code refuses would show on a GPU.
 fn clusters_compile() -> Result<(), Failed> {
     use DecoderEntry as Kernel;
-    let shapes = narrow_models();
+    let [small, ..] = narrow_models();
+    // As much as stages have room for, and fewer layers than there are stages.
+    let most = ModelShape { layers: 8, vocab: 128, ..small };
+    let shapes = narrow_models().into_iter().chain([most, ModelShape { layers: 1, context: 41, ..small }]);
     let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];
-    for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
-        let layout = ClusterLayout::new(shape, element_bytes).ok_or("no layout")?;
-        for arch in CLUSTERED {
+    for (shape, element_bytes) in shapes.flat_map(|shape| [(shape, 2), (shape, 4)]) {
+        let layouts: Vec<_> = ClusterLayout::all(shape, element_bytes).collect();
+        if layouts.is_empty() {
+            return Err(format!("{shape:?}: no layout").into());
+        }
+        for (layout, arch) in
+            layouts.iter().flat_map(|layout| CLUSTERED.iter().map(move |arch| (layout, arch)))
+        {
             compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
-                .map_err(|error| format!("{shape:?}: {error}"))?;
+                .map_err(|error| format!("{layout:?}: {error}"))?;
         }
     }
     Ok(())
