@@ -10,8 +10,12 @@
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every block, and a block
 // sends nothing before its warps have met, each with what it has read. What they leave for each other in shared memory alternates between two
 // places, or is read before they meet again.
-// Grid: one cluster of N blocks, each of 8 warps that compute, one that fetches weights and one that fetches keys. Needs sm_90. Deterministic.
-// Files: decode_layout.cuh, what lies where; decode_warp.cuh, a warp and its handoffs; decode_product.cuh; decode_attention.cuh, decode_keys.cuh.
+// That is how it goes where all blocks share every layer (decode_spread.cuh). Layers of 128 channels in bfloat16 run in stages instead
+// (decode_stages.cuh): a team of four blocks has each fourth layer, and hands over twice.
+// Grid: one cluster of N blocks, each of 8 warps that compute, and without stages one that fetches weights and one that fetches keys. Needs sm_90.
+// Deterministic.
+// Files: decode_layout.cuh, what lies where; decode_warp.cuh, a warp; decode_product.cuh; decode_spread.cuh and decode_attention.cuh, or
+// decode_stages.cuh, the layers; decode_keys.cuh.
 // Launcher: src/decoder/cluster.rs.
 #include "decode_layout.cuh"
 #if STAGED

@@ -1,8 +1,8 @@
 // How a model is spread over the cluster of decode.cu: which warp of which block owns which rows, and what lies in shared memory.
 //
 // Dimensions are constants of the compilation, made by src/decoder: CHANNELS (C), HEADS (H), WIDTH (F), LAYERS, CONTEXT (P), VOCAB (V), BF16
-// (1: weights and cache in bfloat16, 0: in float32), CLUSTER (blocks), STAGES (see there), SPLIT (blocks that share a head's keys), SHARED_BYTES (what a
-// block may use), CONSTANTS_LEN (as the host counts them).
+// (1: weights and cache in bfloat16, 0: in float32), CLUSTER (blocks), STAGES (of teams of them), SPLIT (blocks that share a head's keys),
+// SHARED_BYTES (what a block may use), CONSTANTS_LEN (as the host counts them).
 #pragma once
 #include "cluster.cuh"
 #include "pick.cuh"
@@ -133,8 +133,11 @@ struct Shared {
     alignas(16) Element newest[2][D];          // key and value of the new token
     alignas(16) Element core[S][C];            // weighted values of each part of the keys, with a bound of its scores and the mass of each head
     Mass core_mass[S][H];
-    alignas(16) float merged[C];     // of all parts
-    alignas(16) float input[WARPS][WARP]; // what a warp's lanes multiply next, of a stage
+#if STAGED
+    alignas(16) float input[WARPS][WARP]; // what a warp's lanes multiply next
+#else
+    alignas(16) float merged[C]; // of all parts
+#endif
     alignas(16) Element position[C]; // of the next token
     alignas(16) Element hidden[F];
     alignas(16) float logits[V], noise[V];

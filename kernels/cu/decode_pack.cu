@@ -17,10 +17,10 @@ __device__ inline u32 residual_row(u32 rank, u32 i) { return STAGED ? i : rank *
 __device__ inline Element streamed(const LayerWeights &w, u32 rank, u32 warp, u32 i) {
     constexpr u32 SIZE = sizeof(Element), OUT = QKV_BYTES / SIZE, UP = OUT + OUT_BYTES / SIZE, DOWN = UP + UP_BYTES / SIZE;
     if (i < OUT) return element<QkvSplit>(warp, i, [&](u32 r) { return qkv_row(w, qkv_index(rank, r)); });
-    // Of these, a stage's blocks have columns: those of their head and of their hidden units.
-    if (i < UP) return element<OutSplit>(warp, i - OUT, [&](u32 r) { return w.out + (STAGED ? u64(r) * C + rank * D : u64(rank * OUT_ROWS + r) * C); });
+    // Of out and down, a stage's blocks have columns: those of their head and of their hidden units.
+    if (i < UP) return element<OutSplit>(warp, i - OUT, [&](u32 r) { return w.out + (STAGED ? r * C + rank * D : (rank * OUT_ROWS + r) * C); });
     if (i < DOWN) return element<UpSplit>(warp, i - UP, [&](u32 r) { return w.up + u64(rank * UP_ROWS + r) * C; });
-    return element<DownSplit>(warp, i - DOWN, [&](u32 r) { return w.down + (STAGED ? u64(r) * F + rank * UP_ROWS : u64(rank * OUT_ROWS + r) * F); });
+    return element<DownSplit>(warp, i - DOWN, [&](u32 r) { return w.down + (STAGED ? r * F + rank * UP_ROWS : (rank * OUT_ROWS + r) * F); });
 }
 
 // Grid (N * WARPS): a block of 256 threads packs a warp's rows.

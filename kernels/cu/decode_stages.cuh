@@ -1,5 +1,5 @@
-// The layers of decode.cu where there are stages: a team of blocks has every fourth layer or so, and each of its blocks a head and the hidden units
-// beside it (tensor parallelism in a pipeline).
+// The layers of decode.cu where there are stages: a team of blocks has each fourth layer, and each of its blocks a head and a share of the hidden
+// units (tensor parallelism within a team, a pipeline of teams).
 //
 // A block's products that lead back to the residual are shares of all rows, and each warp sums up what the blocks of a team have sent of its columns:
 // so a layer hands over twice, its attention within the team, its MLP to the next. While the others work, a block has time to hold all weights and
@@ -67,7 +67,7 @@ struct Decoder : Worker {
     __device__ float moments() const { return sum_over<1, LANE_ROWS>(lane >= LANE_ROWS ? own * own : own); }
     __device__ void fetch_layer(u32 layer) const;
     template <u32 HANDOFF> __device__ float await_shares(const Stream &stream);
-    __device__ void leave_row(u32 layer, u32 past, float2 pair);
+    __device__ void leave_row(u32 layer, u32 past, float value) const;
     __device__ float whole_core() const;
     __device__ void send_share(float share) const;
     __device__ void send_to_next(Sums<DownSplit> &sums, u32 layer, float bias);
@@ -118,7 +118,6 @@ __device__ void Decoder::layer(u32 layer, u32 past, u32 end) {
     Held<UP_PRODUCT, UpSplit> up_held(reader);
     Held<DOWN_PRODUCT, DownSplit> down_held(reader);
     send_share(attention(layer, past, qkv, out));
-    own -= Norm(s, a.eps).mean;
 
     float4 x[UpSplit::FOURS];
     Unpacked<UpSplit> up = up_held;
@@ -161,7 +160,10 @@ __device__ float Decoder::attention(u32 layer, u32 past, const Unpacked<QkvSplit
     qkv.times(x).leave(s.partial[0]);
     Norm::leave(s, both);
     meet();
-    if (warp < QkvSplit::ROWS) leave_row(layer, past, pair);
+    float sum = warp < QkvSplit::ROWS ? whole_sum<QkvSplit>(s.partial[0], warp) : 0.0f;
+    Norm norm(s, a.eps);
+    own -= norm.mean;
+    if (warp < QkvSplit::ROWS) leave_row(layer, past, norm.apply(sum, pair));
     meet();
 #pragma unroll
     for (u32 i = 0; i < ROUNDS; i++) // the new token's are among these
@@ -175,9 +177,9 @@ __device__ float Decoder::attention(u32 layer, u32 past, const Unpacked<QkvSplit
     return sum_over<OutSplit::ROW_LANES, WARP>(out.times(core).total(0));
 }
 
-// The new token's q, for scores in powers of two, key or value: a warp each, a channel a lane. They go to where the block keeps them and to the cache.
-__device__ void Decoder::leave_row(u32 layer, u32 past, float2 pair) {
-    float sum = whole_sum<QkvSplit>(s.partial[0], warp), value = Norm(s, a.eps).apply(sum, pair);
+// The new token's q, for scores in powers of two, key or value: a warp each, a channel a lane. Keys and values go to where the block keeps them, and
+// to the cache.
+__device__ void Decoder::leave_row(u32 layer, u32 past, float value) const {
     if (warp == 0) {
         s.q[lane] = value * (rsqrtf(float(D)) * 1.4426950408889634f);
     } else {

@@ -15,7 +15,8 @@ template <u32 FIRST, u32 LAST> __device__ float sum_over(float x) {
 struct Norm {
     float mean, scale;
 
-    // Leaves the sum of x over the columns of a warp, which half of the lanes have, and that of its squares, for all warps to see after they have met.
+    // Leaves the sum of x over the columns of a warp, which half of the lanes have, and that of its squares, which the others have, for all warps to
+    // see after they have met.
     static __device__ void leave(Shared &s, float moments) {
         u32 lane = threadIdx.x % WARP;
         if (lane % (WARP / 2) == 0) reinterpret_cast<float *>(s.moments + threadIdx.x / WARP)[lane / (WARP / 2)] = moments;
