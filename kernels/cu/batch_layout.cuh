@@ -48,6 +48,7 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 // ---- shared memory ----
 
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, DOWN, LOGITS, HANDOFFS };
+CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "partial sums of down", "logits")
 constexpr u32 SLOTS_MAX = 16;
 
 // An input of a product, a row a sequence; behind the row room, so that a warp's fragment is spread over all banks.

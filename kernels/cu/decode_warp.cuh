@@ -29,6 +29,7 @@ struct Worker {
     Reader reader;
     const u32 rank, warp, lane; // rank: of the blocks that share a layer
     u32 parities = 0;           // of the handoffs awaited next
+    Clock clock;
     Four<Element> head_rows[HeadSplit::UNITS];
 
     __device__ Worker(const DecodeArguments &a, Shared &s)
@@ -61,7 +62,9 @@ struct Worker {
 
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
+        clock.worked(HANDOFF);
         barrier_await_soon(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        clock.waited(HANDOFF);
         parities ^= 1u << HANDOFF;
         if (threadIdx.x == (HANDOFF == POSITION ? THREADS - WARP : 0)) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
     }
