@@ -10,18 +10,22 @@
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every block, and a block
 // sends nothing before its warps have met, each with what it has read. What they leave for each other in shared memory alternates between two
 // places, or is read before they meet again.
-// Grid: one cluster of N blocks, each of 8 warps that compute, one that fetches weights and one that fetches keys. Needs sm_90. Deterministic.
-// Files: decode_layout.cuh, what lies where; decode_warp.cuh, a warp and its handoffs; decode_product.cuh; decode_attention.cuh, decode_keys.cuh.
+// That is how it goes where all blocks share every layer (decode_spread.cuh). Layers of 128 channels in bfloat16 run in stages instead
+// (decode_stages.cuh): a team of four blocks has each fourth layer, and hands over twice.
+// Grid: one cluster of N blocks, each of 8 warps that compute, and without stages one that fetches weights and one that fetches keys. Needs sm_90.
+// Deterministic.
+// Files: decode_layout.cuh, what lies where; decode_warp.cuh, a warp; decode_product.cuh; decode_spread.cuh and decode_attention.cuh, or
+// decode_stages.cuh, the layers; decode_keys.cuh.
 // Launcher: src/decoder/cluster.rs.
+#include "decode_layout.cuh"
+#if STAGED
+#include "decode_stages.cuh"
+#else
 #include "decode_attention.cuh"
-#include "gelu_rounded.cuh"
-
-__device__ inline float gelu(float x) {
-    return sizeof(Element) == 2 ? gelu_rounded(x) : 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-}
+#endif
 
 // Waits for the next token's position, by one warp for all that meet it later.
-__device__ void Decoder::await_position() {
+__device__ void Worker::await_position() {
     if (warp < WARPS - 1) return;
     float sum = 0;
     await<POSITION>();
@@ -32,108 +36,20 @@ __device__ void Decoder::await_position() {
 }
 
 // One thread has a row of the position embedding fetched for the next token.
-__device__ void Decoder::fetch_position(u32 position) const {
+__device__ void Worker::fetch_position(u32 position) const {
     if (threadIdx.x > 0) return;
     fetch(shared_address(s.position), a.position + u64(position) * C, C * sizeof(Element), base() + barrier(POSITION));
 }
 
 // What this token's pick and the next token need, where there is time for it.
-__device__ void Decoder::prepare(u32 step, u32 next, u32 end) const {
+__device__ void Worker::prepare(u32 step, u32 next, u32 end) const {
     if (next < end) fetch_position(next);
     u32 noisy = THREADS - 1 - threadIdx.x; // by the warps that do not finish
     if (!s.rule.greedy && noisy < V) s.noise[noisy] = gumbel(noisy, step, s.rule);
 }
 
-// x = token + position: each warp leaves its columns for the first norm.
-__device__ void Decoder::embed(u32 token) {
-    constexpr u32 COLUMNS = C / WARPS;
-    const Element *held = reinterpret_cast<const Element *>(reinterpret_cast<const char *>(&s) + TABLE_START);
-    const Element *t = (TABLE_HELD ? held : a.token) + u64(token) * C;
-    shift = s.constants[TOKEN_MEANS + token] + s.position_mean;
-#pragma unroll
-    for (u32 i = 0; i < COLUMNS; i += WARP) {
-        u32 k = warp * COLUMNS + min(i + lane, COLUMNS - 1);
-        float x = to_float(t[k]) + to_float(s.position[k]) - shift;
-        *s.residual.centered(k) = x, *s.residual.scaled(k) = x * s.constants[FIRST_GAMMA + k];
-    }
-#pragma unroll
-    for (int r = 0; r < int(OutSplit::ROWS); r++) {
-        u32 mine = rank * OUT_ROWS + OutSplit::row(r, lane);
-        own[r] = to_float(t[mine]) + to_float(s.position[mine]);
-    }
-    __syncwarp();
-}
-
-// The block's rows of the residual, with a product's sums, to all blocks.
-template <typename Split, u32 HANDOFF>
-__device__ void Decoder::send_residual(const Sums<Split> &sums, const Stream &to, const float *bias, const float *gamma) {
-    sums.leave(s.partial[1]);
-    meet();
-    if (warp >= FINISHERS) return;
-    float own_bias[OutSplit::ROWS], own_gamma[OutSplit::ROWS];
-    own_constants(own_bias, bias), own_constants(own_gamma, gamma);
-#pragma unroll
-    for (u32 r = 0; r < OutSplit::ROWS; r++) own[r] += whole_sum<Split>(s.partial[1], r) + own_bias[r];
-    send_rows<HANDOFF>(to, own_gamma);
-}
-
-// x += out(core).
-__device__ void Decoder::out(u32 layer) {
-    float4 x[OutSplit::FOURS];
-    auto sums = product<OUT_PRODUCT, OutSplit>(reader, x, [&] {
-        await<CORE>();
-        merge();
-        read(x, s.merged + OutSplit::column(warp, lane));
-    });
-    send_residual<OutSplit, MIDDLE>(sums, s.middle, constants(layer) + OUT_BIAS, constants(layer) + GAMMA_2);
-    reader.release<OUT_PRODUCT>();
-}
-
-// gelu of the block's rows of up, to all blocks: a warp takes one row a lane to some of the blocks where that comes out even.
-__device__ void Decoder::send_hidden(u32 layer) {
-    constexpr u32 SHARES = FINISHERS % UpSplit::ROWS == 0 ? UpSplit::ROWS : 1, EACH = UpSplit::ROWS / SHARES;
-    Norm norm(s, a.eps);
-    shift += norm.mean;
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-        u32 row = warp % SHARES * EACH + i;
-        float hidden = gelu(norm.apply(whole_sum<UpSplit>(s.partial[0], row), ab<UpSplit>(constants(layer) + UP_AB, row)));
-        const Element *place = s.hidden + rank * UP_ROWS + row * UpSplit::ROW_LANES;
-        deliver<HIDDEN, UpSplit::ROW_LANES, N * SHARES / FINISHERS, FINISHERS / SHARES>(hidden, place, warp / SHARES);
-    }
-}
-
-// x += down(gelu(up(ln2(x)))).
-__device__ void Decoder::mlp(u32 layer) {
-    float4 x[UpSplit::FOURS];
-    float moments;
-    auto sums = product<UP_PRODUCT, UpSplit>(reader, x, [&] {
-        await<MIDDLE>();
-        read_stream<UpSplit>(x, s.middle);
-        moments = Norm::moments(s.middle);
-    });
-    sums.leave(s.partial[0]);
-    Norm::leave(s, moments);
-    meet();
-    if (warp < FINISHERS) send_hidden(layer);
-    reader.release<UP_PRODUCT>();
-    float4 y[DownSplit::FOURS];
-    auto total = product<DOWN_PRODUCT, DownSplit>(reader, y, [&] {
-        await<HIDDEN>();
-        read(y, s.hidden + DownSplit::column(warp, lane));
-    });
-    send_residual<DownSplit, RESIDUAL>(total, s.residual, constants(layer) + DOWN_BIAS, constants(layer + 1) + GAMMA_1);
-    reader.release<DOWN_PRODUCT>();
-}
-
-// logits = final_norm(x) . token, to all blocks, and the next token from them. The noise of the draw is made meanwhile.
-__device__ u32 Decoder::head(bool last) {
-    if (!last) await_position();
-    if (!HEAD_HELD) load_head();
-    await<RESIDUAL>();
-    float4 x[HeadSplit::FOURS];
-    read_stream<HeadSplit>(x, s.residual);
-    float moments = Norm::moments(s.residual);
+// logits = final_norm(x) . token, to all blocks of the team, and the next token from them.
+__device__ u32 Worker::head(const float4 (&x)[HeadSplit::FOURS], float moments) {
     Sums<HeadSplit> sums;
 #pragma unroll
     for (int i = 0; i < int(HeadSplit::UNITS); i++) sums.add(0, head_rows[i].values(), x[i]);
@@ -147,19 +63,19 @@ __device__ u32 Decoder::head(bool last) {
 }
 
 // The block's logits, to all blocks.
-__device__ void Decoder::send_logits() const {
+__device__ void Worker::send_logits() const {
     Norm norm(s, a.eps);
     float value = norm.apply(whole_sum<HeadSplit>(s.partial[0], 0), ab<HeadSplit>(s.constants + HEAD_AB, 0));
     u32 v = rank * HEAD_ROWS + lane % HeadSplit::ROW_LANES, copy = lane / HeadSplit::ROW_LANES;
 #pragma unroll
-    for (u32 i = 0; i < N / FINISHERS; i += HeadSplit::PARTS) {
+    for (u32 i = 0; i < TEAM / FINISHERS; i += HeadSplit::PARTS) {
         u32 there = in_block(base(), warp + (i + copy) * FINISHERS);
-        if (v < V && i + copy < N / FINISHERS) send(there + offset(s.logits + v), value, there + barrier(LOGITS));
+        if (v < V && i + copy < TEAM / FINISHERS) send(there + offset(s.logits + v), value, there + barrier(LOGITS));
     }
 }
 
 // Picks the next token: one warp.
-__device__ void Decoder::pick() {
+__device__ void Worker::pick() {
     constexpr u32 EACH = (V + WARP - 1) / WARP;
     Sampling rule = s.rule;
     Scores<EACH, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
@@ -175,19 +91,19 @@ __device__ void Decoder::pick() {
 __device__ inline void generate(const DecodeArguments &a, Shared &s) {
     Decoder decoder(a, s);
     u32 past = a.cursor->past, end = past + a.steps, token = a.tokens[0];
-    bool speaker = decoder.rank == 0 && threadIdx.x == 0;
-    if (past < end) decoder.fetch_position(past), decoder.await_position(), meet();
+    bool speaker = cluster_rank() == 0 && threadIdx.x == 0;
+    if (past < end) decoder.fetch_position(past), decoder.await_position(), decoder.begin(past, end), meet();
 #pragma unroll 1
     for (; past < end; past++) {
-        decoder.embed(token);
+        if (stage() == 0) decoder.embed(token);
 #pragma unroll 1
-        for (u32 layer = 0; layer < LAYERS; layer++) {
-            decoder.attention(layer, past);
-            if (layer == 0) decoder.prepare(s.step + past, past + 1, end);
-            decoder.out(layer);
-            decoder.mlp(layer);
-        }
-        token = decoder.head(past + 1 == end);
+        for (u32 layer = stage(); layer < LAYERS; layer += STAGES) decoder.layer(layer, past, end);
+        if (stage() > 0) continue;
+        if (past + 1 < end) decoder.await_position();
+        if (!HEAD_HELD) decoder.load_head();
+        float4 x[HeadSplit::FOURS];
+        float moments = decoder.final_input(x);
+        token = decoder.head(x, moments);
         if (speaker) a.outbox[(s.issue + past) % a.slots] = u64(s.issue + past + 1) << 32 | token;
     }
     // All blocks have read what changes here: the last logits came from each of them.
@@ -198,7 +114,7 @@ __device__ inline void generate(const DecodeArguments &a, Shared &s) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + 2 * WARP, 1) ENTRY(decode)(const __grid_constant__ DecodeArguments a) {
+extern "C" __global__ void __launch_bounds__(THREADS + FETCHING * WARP, 1) ENTRY(decode)(const __grid_constant__ DecodeArguments a) {
     extern __shared__ __align__(128) char memory[];
     Shared *start = reinterpret_cast<Shared *>(memory);
     asm volatile("" : "+l"(start)); // kept in a register, not made again and again from the block's number
@@ -209,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 2 * WARP, 1) ENTRY(decode
 #pragma unroll
         for (u32 i = 0; i < HANDOFFS; i++) {
             barrier_init(shared_address(&s.arrived[i]), 1);
-            barrier_expect(shared_address(&s.arrived[i]), Decoder::bytes(i));
+            barrier_expect(shared_address(&s.arrived[i]), Worker::bytes(i));
         }
 #pragma unroll 1
         for (u32 i = 0; i < Window::SLOTS; i++) {
@@ -217,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 2 * WARP, 1) ENTRY(decode
             barrier_init(shared_address(&s.empty[i]), WARPS);
         }
 #pragma unroll 1
-        for (u32 i = 0; i < KEY_SLOTS; i++) {
+        for (u32 i = 0; i < (STAGED ? 0 : KEY_SLOTS); i++) {
             barrier_init(shared_address(&s.keys_full[i]), 1);
             barrier_init(shared_address(&s.keys_empty[i]), WARPS);
         }

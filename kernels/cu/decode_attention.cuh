@@ -1,6 +1,6 @@
-// Attention of decode.cu: from the residual to the values that each part of the keys gives, and their sum.
+// Attention of decode_spread.cuh: from the residual to the values that each part of the keys gives, and their sum.
 #pragma once
-#include "decode_warp.cuh"
+#include "decode_spread.cuh"
 
 // q, k and v of ln1(x), made by the blocks of their heads or sent to them; there attention.
 __device__ void Decoder::attention(u32 layer, u32 past) {
@@ -11,7 +11,7 @@ __device__ void Decoder::attention(u32 layer, u32 past) {
     auto sums = product<QKV_PRODUCT, QkvSplit>(reader, x, [&] {
         if (layer > 0) await<RESIDUAL>();
         read_stream<QkvSplit>(x, s.residual);
-        moments = Norm::moments(s.residual);
+        moments = ::moments(s.residual);
     });
     sums.leave(s.partial[0]);
     Norm::leave(s, moments);
@@ -97,30 +97,11 @@ __device__ void Decoder::release_keys(float made) {
 __device__ void Decoder::send_core(u32 head, u32 part) const {
     constexpr u32 SHARES = D / WARP, COUNT = N * SHARES / FINISHERS, STRIDE = FINISHERS / SHARES;
     u32 channel = warp % SHARES * WARP;
-    Mass theirs[WARPS];
-    float x[WARPS], weight[WARPS];
-    int most = NO_SCORE;
-#pragma unroll
-    for (int i = 0; i < int(WARPS); i += 2) {
-        int4 two = *reinterpret_cast<const int4 *>(s.part_mass + i);
-        theirs[i] = {two.x, __int_as_float(two.y)}, theirs[i + 1] = {two.z, __int_as_float(two.w)};
-    }
-#pragma unroll
-    for (int i = 0; i < int(WARPS); i++) x[i] = s.part[i][channel + lane];
-#pragma unroll
-    for (int i = 0; i < int(WARPS); i += 2) most = max(most, max(theirs[i].most, theirs[i + 1].most));
-#pragma unroll
-    for (int i = 0; i < int(WARPS); i++) weight[i] = whole_power(theirs[i].most - most);
-    float sum[2] = {}, mass[2] = {};
-#pragma unroll
-    for (int i = 0; i < int(WARPS); i++) {
-        sum[i % 2] = fmaf(weight[i], x[i], sum[i % 2]);
-        mass[i % 2] = fmaf(weight[i], theirs[i].mass, mass[i % 2]);
-    }
-    deliver<CORE, WARP, COUNT, STRIDE>(sum[0] + sum[1], s.core[part] + head * D + channel, warp / SHARES);
+    BlockPart whole(s, channel + lane);
+    deliver<CORE, WARP, COUNT, STRIDE>(whole.sum, s.core[part] + head * D + channel, warp / SHARES);
     if (channel == 0 && lane < COUNT) {
         u32 there = in_block(base(), warp / SHARES + lane * STRIDE);
-        send(there + offset(&s.core_mass[part][head]), __int_as_float(most), mass[0] + mass[1], there + barrier(CORE));
+        send(there + offset(&s.core_mass[part][head]), __int_as_float(whole.most), whole.mass, there + barrier(CORE));
     }
 }
 

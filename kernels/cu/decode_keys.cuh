@@ -57,10 +57,11 @@ struct Rows {
 
     static __device__ u32 lane() { return threadIdx.x % WARP; }
     static __device__ u32 group() { return lane() / KEY_LANES; }
-    // Where the lane's channels of time `i` begin: another order in neighbouring rows, so that a warp reads all banks.
+    // Where the lane's channels of time `i` begin: another order in neighbouring rows, so that a warp reads all banks; not of a stage, which has
+    // time for keys, and reads q sooner.
     static __device__ u32 channel(u32 i) {
         constexpr u32 ROWS_A_LINE = D * sizeof(Element) < 128 ? 128 / (D * sizeof(Element)) : 1;
-        return ((i + group() / ROWS_A_LINE) % TIMES * KEY_LANES + lane() % KEY_LANES) * WIDE;
+        return ((STAGED ? i : (i + group() / ROWS_A_LINE) % TIMES) * KEY_LANES + lane() % KEY_LANES) * WIDE;
     }
     static __device__ u32 value_channel() { return lane() % VALUE_LANES * 2; }
     // Which of the warp's keys value `i` belongs to.
@@ -120,12 +121,38 @@ struct Weighted {
         float p = power_of_two(score - float(bound));
         rescale(__reduce_max_sync(ALL_LANES, bound));
         rows.insert(s.newest[1], newest);
-        float(&weights)[WARP] = s.weight[threadIdx.x / WARP];
-        weights[Rows::group() % VALUE_PARTS * VALUES + Rows::group() / VALUE_PARTS] = p * whole_power(bound - most);
+        float(&weights)[WARP] = s.weight[threadIdx.x / WARP][0];
+        weights[weight_place()] = p * whole_power(bound - most);
         __syncwarp();
         add_values(rows, weights + Rows::lane() / VALUE_LANES * VALUES);
         if (ROUNDS > 1) __syncwarp();
     }
+    // The same of COUNT rounds at once and for all, where the new token's rows are among them.
+    template <u32 COUNT> __device__ void add_all(const Rows (&rows)[AT_ONCE], u32 first, u32 past) {
+        float score[COUNT], dot[4];
+#pragma unroll
+        for (int n = 0; n < int(COUNT); n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) dot[i] = dot4(q[i], rows[n].four(i), 0.0f);
+            score[n] = (dot[0] + dot[1]) + (dot[2] + dot[3]);
+        }
+#pragma unroll
+        for (int n = 0; n < int(COUNT); n++) {
+            score[n] = sum_over<1, KEY_LANES>(score[n]);
+            if (n * BLOCK_KEYS + first + Rows::group() > past) score[n] = MINUS_INFINITY;
+        }
+        int bound = score_bound(fmaxf(score[0], score[COUNT - 1]));
+        most = __reduce_max_sync(ALL_LANES, bound);
+        float shrink = whole_power(bound - most);
+#pragma unroll
+        for (int n = 0; n < int(COUNT); n++)
+            s.weight[threadIdx.x / WARP][n][weight_place()] = power_of_two(score[n] - float(bound)) * shrink;
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < int(COUNT); n++) add_values(rows[n], s.weight[threadIdx.x / WARP][n] + Rows::lane() / VALUE_LANES * VALUES);
+    }
+    // Where the weight of the lane's key stands: those of a lane's values lie together.
+    static __device__ u32 weight_place() { return Rows::group() % VALUE_PARTS * VALUES + Rows::group() / VALUE_PARTS; }
     __device__ void add_values(const Rows &rows, const float *weights) {
         float p[VALUES], low[2] = {}, high[2] = {};
 #pragma unroll
@@ -166,3 +193,32 @@ struct Weighted {
     }
 };
 static_assert(VALUES == 8, "a lane has the values of eight keys");
+
+// The warps' parts of a channel, summed, with their mass.
+struct BlockPart {
+    int most = NO_SCORE;
+    float sum, mass;
+
+    __device__ BlockPart(const Shared &s, u32 channel) {
+        Mass theirs[WARPS];
+        float x[WARPS], weight[WARPS];
+#pragma unroll
+        for (int i = 0; i < int(WARPS); i += 2) {
+            int4 two = *reinterpret_cast<const int4 *>(s.part_mass + i);
+            theirs[i] = {two.x, __int_as_float(two.y)}, theirs[i + 1] = {two.z, __int_as_float(two.w)};
+        }
+#pragma unroll
+        for (int i = 0; i < int(WARPS); i++) x[i] = s.part[i][channel];
+#pragma unroll
+        for (int i = 0; i < int(WARPS); i += 2) most = max(most, max(theirs[i].most, theirs[i + 1].most));
+#pragma unroll
+        for (int i = 0; i < int(WARPS); i++) weight[i] = whole_power(theirs[i].most - most);
+        float sums[2] = {}, masses[2] = {};
+#pragma unroll
+        for (int i = 0; i < int(WARPS); i++) {
+            sums[i % 2] = fmaf(weight[i], x[i], sums[i % 2]);
+            masses[i % 2] = fmaf(weight[i], theirs[i].mass, masses[i % 2]);
+        }
+        sum = sums[0] + sums[1], mass = masses[0] + masses[1];
+    }
+};

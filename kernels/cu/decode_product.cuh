@@ -24,14 +24,6 @@ template <u32 FOURS> __device__ void read(float4 (&x)[FOURS], const bf16 *p) {
     }
 }
 
-// A lane's columns of a row in front of a norm.
-template <typename Split> __device__ void read_stream(float4 (&x)[Split::FOURS], Stream &stream) {
-    static_assert(Split::LANE_COLUMNS % OUT_ROWS == 0 || OUT_ROWS % Split::LANE_COLUMNS == 0, "a lane has columns of one block or of whole ones");
-    const float *first = stream.scaled(Split::column(threadIdx.x / WARP, threadIdx.x % WARP));
-#pragma unroll
-    for (int i = 0; i < int(Split::FOURS); i++) x[i] = load4(first + 4 * i / OUT_ROWS * 2 * OUT_ROWS + 4 * i % OUT_ROWS);
-}
-
 // A lane's sums of a product, in chains of additions that are short enough not to be waited for.
 template <typename Split> struct Sums {
     static constexpr int CHAINS = Split::ROWS >= 3 ? 1 : Split::ROWS >= 2 ? 2 : 4;

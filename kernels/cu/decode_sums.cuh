@@ -15,19 +15,8 @@ template <u32 FIRST, u32 LAST> __device__ float sum_over(float x) {
 struct Norm {
     float mean, scale;
 
-    // The sum of x over the columns of a warp, in half of the lanes, and that of its squares: each four lanes read all of it.
-    static __device__ float moments(Stream &x) {
-        constexpr u32 COLUMNS = C / WARPS;
-        u32 first = threadIdx.x / WARP * COLUMNS + threadIdx.x % 4 * 4;
-        float sum = 0, squares = 0;
-#pragma unroll
-        for (u32 i = 0; i < COLUMNS; i += 16) {
-            float4 v = load4(x.centered(first + i));
-            sum += (v.x + v.y) + (v.z + v.w), squares = dot4(v, v, squares);
-        }
-        return sum_over<1, 4>(threadIdx.x % WARP >= WARP / 2 ? squares : sum);
-    }
-    // Leaves them for all warps to see after they have met.
+    // Leaves the sum of x over the columns of a warp, which half of the lanes have, and that of its squares, which the others have, for all warps to
+    // see after they have met.
     static __device__ void leave(Shared &s, float moments) {
         u32 lane = threadIdx.x % WARP;
         if (lane % (WARP / 2) == 0) reinterpret_cast<float *>(s.moments + threadIdx.x / WARP)[lane / (WARP / 2)] = moments;

@@ -33,6 +33,13 @@ struct Window {
         return start(part) * WARPS + warp * bytes(part) + i - start(part);
     }
 
+    // Fetches a product of a layer, where all warps have read that of the layer before: one thread.
+    static __device__ void fetch_product(u32 product, u32 window, u32 full, const char *layer) {
+        u32 before = start(product) * WARPS, length = bytes(product) * WARPS;
+        barrier_expect(full + 8 * product, length);
+        fetch(window + before, layer + before, length, full + 8 * product);
+    }
+
     // Fills the window for `layers` layers in all: one thread.
     static __device__ void fill(u32 window, u32 full, u32 empty, const char *stream, u32 layers) {
         u32 slot = 0, parity = 1, offset = 0;

@@ -25,6 +25,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("decode_layout.cuh", include_str!("../cu/decode_layout.cuh")),
     ("decode_product.cuh", include_str!("../cu/decode_product.cuh")),
     ("decode_sums.cuh", include_str!("../cu/decode_sums.cuh")),
+    ("decode_spread.cuh", include_str!("../cu/decode_spread.cuh")),
+    ("decode_stages.cuh", include_str!("../cu/decode_stages.cuh")),
     ("decode_warp.cuh", include_str!("../cu/decode_warp.cuh")),
     ("decode_window.cuh", include_str!("../cu/decode_window.cuh")),
     ("grid_attention.cuh", include_str!("../cu/grid_attention.cuh")),

@@ -58,13 +58,21 @@ fn narrow_models() -> [ModelShape; 3] {
 /// this, dimensions that the device code refuses would show on a GPU.
 fn clusters_compile() -> Result<(), Failed> {
     use DecoderEntry as Kernel;
-    let shapes = narrow_models();
+    let [small, ..] = narrow_models();
+    // As much as stages have room for, and fewer layers than there are stages.
+    let most = ModelShape { layers: 8, vocab: 128, ..small };
+    let shapes = narrow_models().into_iter().chain([most, ModelShape { layers: 1, context: 41, ..small }]);
     let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];
-    for (shape, element_bytes) in shapes.iter().flat_map(|shape| [(*shape, 2), (*shape, 4)]) {
-        let layout = ClusterLayout::new(shape, element_bytes).ok_or("no layout")?;
-        for arch in CLUSTERED {
+    for (shape, element_bytes) in shapes.flat_map(|shape| [(shape, 2), (shape, 4)]) {
+        let layouts: Vec<_> = ClusterLayout::all(shape, element_bytes).collect();
+        if layouts.is_empty() {
+            return Err(format!("{shape:?}: no layout").into());
+        }
+        for (layout, arch) in
+            layouts.iter().flat_map(|layout| CLUSTERED.iter().map(move |arch| (layout, arch)))
+        {
             compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
-                .map_err(|error| format!("{shape:?}: {error}"))?;
+                .map_err(|error| format!("{layout:?}: {error}"))?;
         }
     }
     Ok(())
@@ -185,12 +193,12 @@ fn must_not_spill(arch: &str, log: &str, kernel: &str) -> Result<(), String> {
 fn clocked_compile() -> Result<(), Failed> {
     let [small, ..] = narrow_models();
     let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
-    let units = [
-        ClusterLayout::new(small, 2).ok_or("no layout")?.unit(),
+    let clusters = ClusterLayout::all(small, 2).map(|layout| layout.unit());
+    let others = [
         BatchLayout::new(small, 2).ok_or("no layout")?.unit(),
         ShardLayout::new(wide, 2, 7, 232_448).ok_or("no layout")?.unit(),
     ];
-    for unit in units {
+    for unit in clusters.chain(others) {
         let (clocked, plain) = (unit.clone().clocked(true), unit);
         let named = |unit: &Unit| -> Result<bool, Failed> {
             Ok(compile("sm_90a", unit)?.cubin.windows(11).any(|bytes| bytes == b"clock_names"))

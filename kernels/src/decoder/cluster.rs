@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::cluster_layout::{ClusterLayout, SHARED_BYTES, THREADS};
+use super::cluster_layout::{ClusterLayout, SHARED_BYTES};
 use super::{Generation, LayerState, LayerWeights, ModelShape, clusters_at_once, function};
 use crate::buffer::Buffer;
 use crate::compile::{architecture, cubin};
@@ -76,7 +76,7 @@ impl Loaded {
         let cluster = self.layout.cluster() as u32;
         Launch {
             grid: [cluster, 1, 1],
-            threads: THREADS as u32,
+            threads: self.layout.threads() as u32,
             shared_bytes: SHARED_BYTES as u32,
             start: Start::Clusters(cluster),
         }

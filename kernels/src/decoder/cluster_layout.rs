@@ -11,14 +11,14 @@ pub struct ClusterLayout {
     element_bytes: usize,
     /// Blocks of the cluster.
     cluster: usize,
+    /// Teams of blocks, which take the layers in turn; 1 where all blocks share every layer.
+    stages: usize,
     /// Blocks that share a head's keys.
     split: usize,
 }
 
-/// Warps of a block that compute; two more fetch weights and keys.
+/// Warps of a block that compute.
 const WARPS: usize = 8;
-/// Threads of a block.
-pub(crate) const THREADS: usize = (WARPS + 2) * 32;
 /// Shared memory of a block, on Hopper and Blackwell the most there is.
 pub(crate) const SHARED_BYTES: usize = 232_448;
 /// Above these a model's rows, constants or cache leave no room for a window of weights.
@@ -27,11 +27,29 @@ const WIDTH_MAX: usize = 1536;
 const CONSTANTS_MAX: usize = 8192;
 /// Above this, all of the GPU reads the weights faster than the blocks of a cluster do.
 const WEIGHT_BYTES_MAX: usize = 48 << 20;
+/// Teams of a layout with stages, and blocks of each.
+const STAGES: usize = 4;
+const TEAM: usize = 4;
 
 impl ClusterLayout {
-    /// The layout for a model whose elements have so many bytes, if there is one. Which cluster a GPU can hold it does not know.
-    #[must_use]
-    pub fn new(shape: ModelShape, element_bytes: usize) -> Option<Self> {
+    /// The layouts for a model whose elements have so many bytes, the fastest first. Which cluster a GPU can hold they do not know.
+    pub fn all(shape: ModelShape, element_bytes: usize) -> impl Iterator<Item = Self> {
+        [Self::staged(shape, element_bytes), Self::spread(shape, element_bytes)].into_iter().flatten()
+    }
+
+    /// With stages: for layers of one shape, whose products just fit into the registers of a team, and few enough that a block holds the keys of its own.
+    fn staged(shape: ModelShape, element_bytes: usize) -> Option<Self> {
+        let ModelShape { channels, heads, width, layers, context, vocab } = shape;
+        let fits = (channels, heads, width, element_bytes) == (128, TEAM, 512, 2)
+            && (1..=2 * STAGES).contains(&layers)
+            && context <= 256
+            && vocab <= 128;
+        let cluster = STAGES * TEAM;
+        fits.then_some(Self { shape, element_bytes, cluster, stages: STAGES, split: 1 })
+    }
+
+    /// With every layer spread over all blocks.
+    fn spread(shape: ModelShape, element_bytes: usize) -> Option<Self> {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
         // Narrow models: a smaller cluster hands over faster, and its blocks read fast enough.
         let cluster = if channels <= 128 { 8 } else { 16 };
@@ -42,7 +60,7 @@ impl ClusterLayout {
         // Sharing a head's keys costs a merge: little, where there are many keys.
         let split_max = if context > 512 { 4 } else { 2 };
         let split = (cluster / heads).min(split_max).next_power_of_two().min(cluster / heads).max(1);
-        let layout = Self { shape, element_bytes, cluster, split };
+        let layout = Self { shape, element_bytes, cluster, stages: 1, split };
         let even = channels % team == 0 && width % (2 * team) == 0 && width > 0;
         let bounded = channels <= CHANNELS_MAX && width <= WIDTH_MAX && vocab <= 256 && vocab <= 2 * team;
         let fits =
@@ -53,11 +71,21 @@ impl ClusterLayout {
     /// Elements of the packed weights.
     #[must_use]
     pub fn stream_len(&self) -> usize {
-        let ModelShape { channels, width, layers, .. } = self.shape;
-        layers * ((self.qkv_rows() + channels) * channels + 2 * channels * width)
+        let ModelShape { channels, width, .. } = self.shape;
+        self.stages * self.layers_held() * ((self.qkv_rows() + channels) * channels + 2 * channels * width)
     }
 
-    /// Rows of q, k and v that the blocks have in all. In a small cluster, each of a head's blocks has all of the head's.
+    /// Layers that a block has a part of.
+    fn layers_held(&self) -> usize {
+        self.shape.layers.div_ceil(self.stages)
+    }
+
+    /// Blocks that share a layer.
+    fn team(&self) -> usize {
+        self.cluster / self.stages
+    }
+
+    /// Rows of q, k and v that a layer's blocks have in all. In a small cluster, each of a head's blocks has all of the head's.
     fn qkv_rows(&self) -> usize {
         let ModelShape { channels, heads, .. } = self.shape;
         let local = self.cluster <= 8 && heads * self.split == self.cluster;
@@ -77,11 +105,12 @@ impl ClusterLayout {
     /// `CONSTANTS` of the device code: gammas of a block's rows of the residual, a and b of its rows behind a norm, biases of the others, the first
     /// norm's gammas, and the tokens' means.
     fn constants_of_a_block(&self) -> usize {
-        let ModelShape { channels, width, layers, vocab, .. } = self.shape;
-        let (qkv, residual) = (self.qkv_rows() / self.cluster, channels / self.cluster);
-        let head = vocab.div_ceil(self.cluster).max(8).next_power_of_two();
-        let layer = 2 * residual + 2 * qkv + 2 * (width / self.cluster) + 2 * residual;
-        layers * layer + residual + 2 * head + channels + vocab
+        let (ModelShape { channels, width, vocab, .. }, team) = (self.shape, self.team());
+        let qkv = self.qkv_rows() / team;
+        let residual = if self.stages > 1 { channels } else { channels / team };
+        let head = vocab.div_ceil(team).max(8).next_power_of_two();
+        let layer = 2 * residual + 2 * qkv + 2 * (width / team) + 2 * residual;
+        self.layers_held() * layer + residual + 2 * head + channels + vocab
     }
 
     /// Blocks of the cluster.
@@ -94,6 +123,11 @@ impl ClusterLayout {
     #[must_use]
     pub fn shape(&self) -> ModelShape {
         self.shape
+    }
+
+    /// Threads of a block: where it has no stages, two warps more fetch weights and keys.
+    pub(crate) fn threads(&self) -> usize {
+        (WARPS + if self.stages > 1 { 0 } else { 2 }) * 32
     }
 
     /// Warps that have rows of their own.
@@ -112,6 +146,7 @@ impl ClusterLayout {
         let own = [
             ("BF16", usize::from(self.element_bytes == 2)),
             ("CLUSTER", self.cluster),
+            ("STAGES", self.stages),
             ("SPLIT", self.split),
             ("SHARED_BYTES", SHARED_BYTES),
             ("CONSTANTS_LEN", self.constants_of_a_block()),
@@ -128,13 +163,23 @@ mod tests {
     /// Without this, a model could get a layout that the device code refuses, or be left to the slower path unnoticed.
     #[test]
     fn layouts_are_those_of_the_committed_models_and_of_no_odd_one() {
-        let layout =
-            |shape, bytes| ClusterLayout::new(shape, bytes).map(|found| (found.cluster, found.split));
-        assert_eq!(layout(SMALL, 2), Some((8, 2)));
+        let layouts = |shape, bytes| -> Vec<_> {
+            ClusterLayout::all(shape, bytes).map(|found| (found.cluster, found.stages, found.split)).collect()
+        };
+        assert_eq!(layouts(SMALL, 2), [(16, 4, 1), (8, 1, 2)]);
+        assert_eq!(layouts(SMALL, 4), [(8, 1, 2)]);
+        for unstaged in [
+            ModelShape { layers: 9, ..SMALL },
+            ModelShape { context: 257, ..SMALL },
+            ModelShape { vocab: 128 + 1, ..SMALL },
+            ModelShape { width: 256, ..SMALL },
+        ] {
+            assert!(layouts(unstaged, 2).iter().all(|(_, stages, _)| *stages == 1), "{unstaged:?}");
+        }
         let wide = ModelShape { channels: 384, heads: 6, width: 1536, ..SMALL };
-        assert_eq!((layout(wide, 2), layout(wide, 4)), (Some((16, 2)), Some((16, 2))));
+        assert_eq!((layouts(wide, 2), layouts(wide, 4)), (vec![(16, 1, 2)], vec![(16, 1, 2)]));
         let long = ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..SMALL };
-        assert_eq!(layout(long, 4), Some((16, 4)));
+        assert_eq!(layouts(long, 4), [(16, 1, 4)]);
         for odd in [
             ModelShape { channels: 96, ..SMALL },
             ModelShape { heads: 5, ..SMALL },
@@ -146,18 +191,24 @@ mod tests {
             ModelShape { layers: 400, ..SMALL },
             ModelShape { channels: 768, heads: 12, width: 3072, ..SMALL },
         ] {
-            assert_eq!(layout(odd, 2), None, "{odd:?}");
+            assert_eq!(layouts(odd, 2), [], "{odd:?}");
         }
     }
 
     /// Without this, the plan could promise another size than the packing writes.
     #[test]
     fn lengths_are_those_counted_by_hand() {
-        let layout = ClusterLayout::new(SMALL, 4).unwrap();
+        let layout = ClusterLayout::spread(SMALL, 4).unwrap();
         // q, k and v twice: two blocks share a head.
         assert_eq!(layout.stream_len(), 6 * (7 * 128 * 128 + 2 * 128 * 512));
         // 8 blocks: 96, 64 and 16 rows of q, k, v, of up, and of out and down each; 16 of the head.
         let block = 6 * (2 * 16 + 2 * 96 + 2 * 64 + 2 * 16) + 16 + 2 * 16 + 128 + 65;
         assert_eq!(layout.constants_len(), 8 * block);
+        let layout = ClusterLayout::staged(SMALL, 2).unwrap();
+        // Two layers a team, four teams: as if there were eight layers.
+        assert_eq!(layout.stream_len(), 8 * (4 * 128 * 128 + 2 * 128 * 512));
+        // 4 blocks: 96 and 128 rows of q, k, v and of up, all of the others; 32 of the head.
+        let block = 2 * (2 * 128 + 2 * 96 + 2 * 128 + 2 * 128) + 128 + 2 * 32 + 128 + 65;
+        assert_eq!(layout.constants_len(), 16 * block);
     }
 }

@@ -78,11 +78,12 @@ impl<E: Element> Cuda<E> {
         let wants_shards =
             path == Path::Shards || path != Path::Grid && ShardLayout::gains(shape, size_of::<E>());
         let shards = if wants_shards { Spread::shards(device, shape, size_of::<E>())? } else { None };
-        let cluster = ClusterLayout::new(shape, size_of::<E>());
-        if let Some(layout) = cluster.filter(|_| path == Path::Fastest && shards.is_none())
-            && let Some(kernels) = ClusterKernels::load(device, layout, clocked)?
-        {
-            return Ok(Some(DecoderKernels::Cluster(kernels)));
+        if path == Path::Fastest && shards.is_none() {
+            for layout in ClusterLayout::all(shape, size_of::<E>()) {
+                if let Some(kernels) = ClusterKernels::load(device, layout, clocked)? {
+                    return Ok(Some(DecoderKernels::Cluster(kernels)));
+                }
+            }
         }
         if let Some(layout) = shards
             && let Some(kernels) = GridKernels::load(device, Spread::Shards(layout), clocked)?
