@@ -21,17 +21,38 @@ struct BatchArguments {
 };
 static_assert(sizeof(BatchArguments) == 8 * (13 + 2 * LAYERS), "BatchArguments are laid out in Rust");
 
-// Every sequence's norm, from what the blocks sent: four of NORM_THREADS each.
+// Sends every block the moments of this block's part of the residual: two threads a sequence.
+__device__ inline void send_moments(const Shared &s, const NormInput &to, u32 handoff, u32 thread) {
+    u32 n = min(thread / 2, B - 1), part = thread % 2, base = shared_address(&s);
+    Moments own = {0, 0};
+#pragma unroll
+    for (u32 i = 0; i < OUT_ROWS / 8; i++) {
+        float4 x = reinterpret_cast<const float4 *>(s.shifted)[(i * B + n) * 2 + part];
+        own.sum += (x.x + x.y) + (x.z + x.w);
+        own.squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, own.squares))));
+    }
+    own.sum += __shfl_xor_sync(ALL_LANES, own.sum, 1), own.squares += __shfl_xor_sync(ALL_LANES, own.squares, 1);
+    if (thread >= 2 * B) return;
+    u32 at = shared_address(&to.moments[n][cluster_rank()]) - base;
+#pragma unroll 2
+    for (u32 j = part; j < N; j += 2) {
+        u32 there = in_block(base, j);
+        send(there + at, own.sum, own.squares, there + handoff * sizeof(u64));
+    }
+}
+
+// Every sequence's norm, from what the blocks sent: two threads each.
 __device__ inline void make_norms(Shared &s, const NormInput &from, float eps, u32 thread) {
-    u32 n = min(thread / 4, B - 1), part = thread % 4;
+    u32 n = min(thread / 2, B - 1), part = thread % 2;
     float sum = 0, squares = 0;
 #pragma unroll
-    for (u32 i = 0; i < N / 4; i++) {
-        Moments m = from.moments[n][part * (N / 4) + i];
+    for (u32 i = 0; i < N / 2; i++) {
+        Moments m = from.moments[n][part * (N / 2) + i];
         sum += m.sum, squares += m.squares;
     }
-    float mean = quad_sum(sum) * (1.0f / C), square = quad_sum(squares) * (1.0f / C);
-    if (thread >= 4 * B || part != 0) return;
+    sum += __shfl_xor_sync(ALL_LANES, sum, 1), squares += __shfl_xor_sync(ALL_LANES, squares, 1);
+    float mean = sum * (1.0f / C), square = squares * (1.0f / C);
+    if (thread >= 2 * B || part != 0) return;
     s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + eps)};
     s.shift[n] += mean;
 }
@@ -57,7 +78,8 @@ struct Block {
                : handoff == CORE   ? B * C * sizeof(bf16)
                : handoff == DOWN   ? sizeof(Shared::down)
                : handoff == LOGITS ? sizeof(Shared::logits)
-                                   : sizeof(NormInput);
+               : handoff == RESIDUAL || handoff == MIDDLE ? sizeof(NormInput::eight)
+                                                          : sizeof(NormInput::moments);
     }
     __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
     __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }
@@ -66,7 +88,7 @@ struct Block {
     template <u32 HANDOFF> __device__ void await() {
         barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
         parities ^= 1u << HANDOFF;
-        if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
+        if (thread() == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
     }
 
     // ---- the residual ----
@@ -75,25 +97,10 @@ struct Block {
     template <u32 HANDOFF> __device__ void publish(NormInput &to, const float *gamma) {
         u32 t = thread(), lane = t % WARP, warp = t / WARP;
         Place place(min(t, OUTS - 1));
-        float x = own - s.shift[place.sequence], sum = x, squares = x * x;
-        if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]);
-#pragma unroll
-        for (u32 lanes = 1; lanes < 8; lanes *= 2) {
-            sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
-            squares += __shfl_xor_sync(ALL_LANES, squares, lanes);
-        }
-        if (t < OUTS && lane % 8 == 0) s.own_moments[place.row / 8][place.sequence] = {sum, squares};
+        float x = own - s.shift[place.sequence];
+        if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]), s.shifted[t] = x;
+        help<SHIFTED, NORM_THREADS>();
         meet();
-        if (lane < B) {
-            Moments all = {0, 0};
-#pragma unroll
-            for (u32 i = 0; i < OUT_ROWS / 8; i++) all.sum += s.own_moments[i][lane].sum, all.squares += s.own_moments[i][lane].squares;
-#pragma unroll
-            for (u32 j = 0; j < N; j += WARPS) {
-                u32 there = in_block(base(), j + warp);
-                send(there + offset(&to.moments[lane][rank]), all.sum, all.squares, there + barrier(HANDOFF));
-            }
-        }
         constexpr u32 VECTORS = OUTS / 8;
 #pragma unroll
         for (u32 i = 0; i < (VECTORS + WARP - 1) / WARP; i++) {
@@ -108,22 +115,30 @@ struct Block {
         }
     }
 
+    // The warp's share of a product, left for the block; its weights come in one part or more.
+    template <typename S, typename X, typename... W> __device__ void product(const X &x, const W &...weights) const {
+        u32 warp = thread() / WARP, tile = S::first_tile(warp);
+        Sums<S::EIGHTS> sums;
+        ((sums.add(weights, x, tile), tile += sizeof(weights) / sizeof(weights[0]) / S::EIGHTS), ...);
+        sums.leave(s.partial + S::place(warp) * B);
+    }
+
     // Elements 2 i and 2 i + 1 of a product behind it.
-    __device__ float2 normed(const float *ab, u32 i) const {
+    template <typename S> __device__ float2 normed(const float *ab, u32 i) const {
         Place place(2 * i);
         Norm n = s.norm[place.sequence];
         float4 x = *reinterpret_cast<const float4 *>(ab + 2 * place.row);
-        float2 dot = summed(s.partial, i);
+        float2 dot = summed<S>(s.partial, i);
         return make_float2(fmaf(n.scale, fmaf(-n.mean, x.x, dot.x), x.y), fmaf(n.scale, fmaf(-n.mean, x.z, dot.y), x.w));
     }
 
     // f(i, elements 2 i and 2 i + 1) for the thread's elements of so many rows; all are read before the first is used.
-    template <u32 ROWS, typename F> __device__ void each_normed(const float *ab, F f) const {
-        constexpr u32 COUNT = ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
+    template <typename S, typename F> __device__ void each_normed(const float *ab, F f) const {
+        constexpr u32 COUNT = S::ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
         u32 t = thread();
         float2 x[EACH];
 #pragma unroll
-        for (u32 j = 0; j < EACH; j++) x[j] = normed(ab, min(j * THREADS + t, COUNT - 1));
+        for (u32 j = 0; j < EACH; j++) x[j] = normed<S>(ab, min(j * THREADS + t, COUNT - 1));
 #pragma unroll
         for (u32 j = 0; j < EACH; j++)
             if (j * THREADS + t < COUNT) f(j * THREADS + t, x[j]);
