@@ -61,6 +61,7 @@ def render(inputs: Inputs, commit: str, date: datetime.date) -> dict[str, str]:
     sections = [
         title(inputs, commit, date),
         speed(inputs.timings),
+        chain(inputs.timings),
         ratios(inputs.outputs),
         suites(inputs),
         sanitizer(inputs.sanitizer),
@@ -97,7 +98,7 @@ def speed(timings: Sequence[Timing] | None) -> str:
     if timings is None:
         return f"## Speed\n\n{NOT_RUN}"
     decoding = [timing for timing in timings if timing.measure == "decode"]
-    others = [timing for timing in timings if timing.measure != "decode"]
+    others = [timing for timing in timings if timing.measure not in ("decode", "handoffs")]
     fastest = []
     for _, group in grouped(decoding, lambda timing: (timing.model, timing.dtype)):
         ratios = [timing.times_ours for timing in group if timing.times_ours is not None]
@@ -121,6 +122,24 @@ def speed(timings: Sequence[Timing] | None) -> str:
             ], 4),
         ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def chain(timings: Sequence[Timing] | None) -> str:
+    """What a step consists of, handoff by handoff; rows without cycles are whole steps."""
+    found = [timing for timing in timings or () if timing.measure == "handoffs"]
+    if not found:
+        return f"## Chain\n\n{NOT_RUN}"
+    rows = []
+    for timing in found:
+        cells = [""] * 3 if timing.cycles is None else [f"{value:.0f}" for value in timing.cycles]
+        what = f"**{timing.at}**" if timing.cycles is None else timing.at.rpartition(": ")[2]
+        rows.append([timing.model, timing.dtype, what, *cells, f"{timing.median:.1f}"])
+    return "\n\n".join([
+        "## Chain",
+        "A decoder's step is a chain: each handoff needs the one before. Read by one thread's clock: cycles of work since the handoff before, then cycles until\n"
+        "what the handoff brings is there, each time. Reading costs some cycles itself; how fast the same step is without stands above.",
+        table(["model", "dtype", "what the handoff brings", "a step", "work", "waiting", "µs a step"], rows, 3),
+    ])  # fmt: skip
 
 
 def bold(timing: Timing) -> str:

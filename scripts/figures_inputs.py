@@ -21,7 +21,7 @@ SUMMARIES = {
 SUITES = ("functional", "memory")
 OURS = "touchstone"
 # What bench printed, in the order of the page, and what it drew.
-SPEEDS = tuple(f"speed-{name}.json" for name in ("peers", "bf16", "f32", "large", "service"))
+SPEEDS = tuple(f"speed-{name}.json" for name in ("peers", "bf16", "f32", "large", "service", "prefill", "handoffs", "handoffs-large"))
 PICTURE = "latency.svg"
 # Tokens of a generation: the page speaks of them.
 NEW_TOKENS = 200
@@ -111,6 +111,8 @@ class Timing:
     share: float | None
     times_ours: float | None
     times_first: float | None
+    # Of a handoff: how often it comes in a step, and cycles of work up to it and of waiting for it, each time.
+    cycles: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -298,9 +300,15 @@ def parse_model(model: dict[str, Any]) -> list[Timing]:
         timings.append(Timing(
             name, dtype, device, field(row, "measure", str), field(row, "at", str), system, field(row, "unit", str),
             field(row, "median", float), field(row, "p90", float), figure(row, "tokens_per_s"),
-            figure(row, "matrix_share") if share is None else share, figure(row, "times_ours"), figure(row, "times_first"),
+            figure(row, "matrix_share") if share is None else share, figure(row, "times_ours"), figure(row, "times_first"), parse_cycles(row),
         ))  # fmt: skip
     return timings
+
+
+def parse_cycles(row: dict[str, Any]) -> tuple[float, float, float] | None:
+    """What a handoff takes, of a row that is one."""
+    cycles = field(row, "cycles", dict, optional=True) if "cycles" in row else None
+    return None if cycles is None else (field(cycles, "times", float), field(cycles, "work", float), field(cycles, "wait", float))
 
 
 def figure(row: dict[str, Any], name: str) -> float | None:

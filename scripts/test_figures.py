@@ -74,6 +74,9 @@ class Figures(unittest.TestCase):
         rows[0]["bandwidth_share"] = 0.0625
         rows.append(timing("touchstone", 5e3, measure="prefill", at="16 tokens", unit="us a prompt", tokens_per_s=3200.0, matrix_share=0.25))
         rows.append(timing("touchstone", 24.0, measure="context", at="positions 8 to 9", times_first=1.2))
+        rows.append(timing("touchstone", 25.0, measure="handoffs", at="batch 1, 9 tokens", unit="us a step"))
+        cycles = {"times": 6.0, "work": 512.0, "wait": 290.0}
+        rows.append(timing("touchstone", 2.4, measure="handoffs", at="batch 1, 9 tokens: hidden", unit="us a step", cycles=cycles))
         model = {"model": "m", "dtype": "f32", "device": "cuda:0, GPU X", "new_tokens": 200, "rows": rows, "peers": {"device": "GPU X"}}
         self.speed = {"models": [model]}
         other = {"rows": [timing("touchstone", 2e5, measure="cold-start", at="prompt", unit="us to the first byte")], "peers": None}
@@ -95,7 +98,7 @@ class Figures(unittest.TestCase):
         files = {f"{name}.log": text for name, text in self.logs.items()}
         files |= {f"{name}.json": json.dumps(getattr(self, name)) for name in ("functional", "memory")}
         files |= {"speed-f32.json": json.dumps(self.speed), "latency.svg": "<svg xmlns='http://www.w3.org/2000/svg'></svg>"}
-        files |= {f"speed-{name}.json": json.dumps(self.other_speed) for name in ("peers", "bf16", "large", "service")}
+        files |= {f"speed-{name}.json": json.dumps(self.other_speed) for name in ("peers", "bf16", "large", "service", "prefill", "handoffs", "handoffs-large")}
         for name, text in files.items():
             if name != without:
                 (self.folder / name).write_text(text)
@@ -118,6 +121,8 @@ class Figures(unittest.TestCase):
             "| m | f32 | prefill: 16 tokens | **Touchstone** | 5000.0 | a prompt | 3200 | 25.0% |  |",
             "| m | f32 | context: positions 8 to 9 | **Touchstone** | 24.0 | a token |  |  | 1.20 × the first |",
             "| m | f32 | cold-start: prompt | **Touchstone** | 200000.0 | to the first byte |  |  |  |",
+            "| m | f32 | **batch 1, 9 tokens** |  |  |  | 25.0 |",
+            "| m | f32 | hidden | 6 | 512 | 290 | 2.4 |",
             "| gelu | f32 | cuda-f32 | 3 | 0.750 | 1.250 | 1.750 | 1.500 | 0 |",
             "| oracle | host-f64 | 1 | 0 | worst mean square error over mean square: 3.0e-30, allowed 1e-24 | gelu |",
             "| functional | 1 | 9 | 0 | 1 |",

@@ -64,6 +64,7 @@ struct Block {
     const u32 rank, warp, lane;
     Ring ring;
     u32 parities = 0; // of the handoffs awaited next
+    Clock clock;
     float own = 0;    // an element of the residual: that of Place(threadIdx.x)
 
     __device__ Block(const BatchArguments &a, Shared &s)
@@ -86,7 +87,9 @@ struct Block {
 
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
+        clock.worked(HANDOFF);
         barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        clock.waited(HANDOFF);
         parities ^= 1u << HANDOFF;
         if (thread() == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
     }

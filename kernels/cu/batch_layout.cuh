@@ -59,8 +59,9 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 
 // ---- shared memory ----
 
-// The moments of the residual, and of its middle, are awaited by those alone who make norms.
+// The moments of the residual, and of what lies between its sublayers, are awaited by those alone who make norms.
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, DOWN, LOGITS, RESIDUAL_MOMENTS, MIDDLE_MOMENTS, HANDOFFS };
+CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "partial sums of down", "logits")
 constexpr u32 SLOTS_MAX = 16;
 
 // An input of a product, a row a sequence; behind the row room, so that a warp's fragment is spread over all banks.

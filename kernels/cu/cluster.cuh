@@ -3,6 +3,7 @@
 // PTX ISA: st.async, cp.async.bulk, mapa. Needs sm_90.
 #pragma once
 #include "barrier.cuh"
+#include "clock.cuh"
 
 __device__ inline u32 cluster_rank() {
     u32 rank;

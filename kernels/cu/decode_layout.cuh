@@ -92,6 +92,7 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 
 // The handoffs, and a row of the position embedding. Each has a barrier and a buffer.
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, HIDDEN, LOGITS, POSITION, HANDOFFS };
+CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "hidden", "logits", "position")
 constexpr u32 SLOTS_MAX = 32;
 
 // A row of the residual before a norm as its blocks send it: less a number near its mean, times gamma and as it is.

@@ -24,6 +24,7 @@ struct Decoder {
     Reader reader;
     const u32 rank, warp, lane;
     u32 parities = 0;          // of the handoffs awaited next
+    Clock clock;
     float shift = 0;           // the mean of the row before the last norm, in warps that finish
     float own[OutSplit::ROWS]; // the residual's rows that this lane sums, likewise
     KeySlot key_slot;
@@ -60,7 +61,9 @@ struct Decoder {
 
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
+        clock.worked(HANDOFF);
         barrier_await_soon(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        clock.waited(HANDOFF);
         parities ^= 1u << HANDOFF;
         if (threadIdx.x == (HANDOFF == POSITION ? THREADS - WARP : 0)) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF));
     }

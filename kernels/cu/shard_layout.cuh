@@ -88,6 +88,8 @@ __device__ constexpr u32 held_rows(Stage s) {
 
 // What blocks of a cluster hand each other. Each has a barrier and a buffer.
 enum Handoff { RESIDUAL, QUERY, CORE, MIDDLE, HIDDEN, BEST, HANDOFFS };
+CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "hidden", "picks",
+            "sums of out, all clusters", "sums of down, all clusters")
 constexpr u32 SLOTS_MAX = 32;
 
 constexpr u32 CORE_PACK = sizeof(u32) / sizeof(Element); // attention's values of a word

@@ -44,6 +44,7 @@ struct Worker {
     Part heads;
     Part qkv, res, up;             // the warp's rows of the cluster's, and of the residual stream
     u32 parities = 0;              // of the handoffs awaited next
+    Clock clock;
     float mean = 0, own = 0;       // of the last norm; the row of the residual stream that this lane sums
     Moments moments;               // of the residual stream, this lane's part
 
@@ -73,7 +74,9 @@ struct Worker {
     }
     // Waits for a handoff and makes its barrier ready for the next.
     template <u32 HANDOFF> __device__ void await() {
+        clock.worked(HANDOFF);
         ::await(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
+        clock.waited(HANDOFF);
         parities ^= 1u << HANDOFF;
         if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, cluster));
     }
@@ -186,6 +189,7 @@ template <u32 BUFFER, typename Meanwhile> __device__ float Worker::reduce(float 
     if (group == 0 && has)
         asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(words + cluster * C), "l"(u64(epoch) << 32 | __float_as_uint(partial)) : "memory");
     meanwhile();
+    clock.worked(HANDOFFS + BUFFER);
     words += group * C;
     auto peek = [&](u32 i) {
         asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word[i]) : "l"(words + i * GROUPS * C) : "memory");
@@ -206,6 +210,7 @@ template <u32 BUFFER, typename Meanwhile> __device__ float Worker::reduce(float 
         for (u32 i = 0; i < WORDS; i++)
             if (u32(word[i] >> 32) != epoch) peek(i);
     }
+    clock.waited(HANDOFFS + BUFFER);
     float sum = 0;
 #pragma unroll
     for (u32 i = 0; i < WORDS; i++) sum += __uint_as_float(u32(word[i]));

@@ -17,6 +17,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("batch_layout.cuh", include_str!("../cu/batch_layout.cuh")),
     ("batch_product.cuh", include_str!("../cu/batch_product.cuh")),
     ("batch_ring.cuh", include_str!("../cu/batch_ring.cuh")),
+    ("clock.cuh", include_str!("../cu/clock.cuh")),
     ("cluster.cuh", include_str!("../cu/cluster.cuh")),
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("decode_attention.cuh", include_str!("../cu/decode_attention.cuh")),
@@ -107,6 +108,13 @@ impl Unit {
     pub(crate) fn decoder(files: &[&'static str], macros: &[(&str, usize)]) -> Self {
         let defines = macros.iter().map(|(name, value)| format!("{name}={value}")).collect();
         Self { files: files.to_vec(), defines }
+    }
+
+    /// The same, but decoders read the clock at each handoff if they are `clocked`: see [`crate::Handoff`].
+    #[must_use]
+    pub fn clocked(mut self, clocked: bool) -> Self {
+        self.defines.extend(clocked.then(|| "CLOCKED=1".to_owned()));
+        self
     }
 
     /// The text that includes the files.

@@ -157,6 +157,25 @@ impl Module {
         // SAFETY: the module is live.
         check("cuModuleGetFunction", unsafe { result::module::get_function(self.handle, name) })
     }
+
+    /// The bytes of one of its variables, after everything submitted before; none where it has no such.
+    pub(crate) fn variable(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.context.bind()?;
+        let name = CString::new(name).expect("names hold no zero byte");
+        let (mut address, mut bytes) = (0, 0);
+        // SAFETY: the module is live, and both pointers are to live values.
+        let code = unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, self.handle, name.as_ptr()) };
+        if code == sys::cudaError_enum::CUDA_ERROR_NOT_FOUND {
+            return Ok(None);
+        }
+        check("cuModuleGetGlobal", code.result())?;
+        let mut values = vec![0; bytes];
+        // SAFETY: no precondition.
+        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() }.result())?;
+        // SAFETY: the variable has as many bytes, in a module that is live; the call returns when they are copied.
+        check("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_sync(&mut values, address) })?;
+        Ok(Some(values))
+    }
 }
 
 impl Drop for Module {

@@ -4,6 +4,7 @@
 //! Every handle of the driver is entered in the [`ledger`].
 
 mod buffer;
+mod clock;
 mod compile;
 mod context;
 mod decoder;
@@ -41,6 +42,7 @@ pub use add::add;
 pub use append::append;
 pub use attention::{HEAD_SIZE_MAX, attention};
 pub use buffer::Buffer;
+pub use clock::Handoff;
 pub use compile::{ARCHITECTURES, Compiled, SOURCES, Unit, cache_directory, compile};
 pub use context::{Module, Stream};
 pub use decoder::{

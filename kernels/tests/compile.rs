@@ -19,6 +19,7 @@ fn main() {
         Trial::test("batches_compile_for_every_architecture_with_clusters", batches_compile),
         Trial::test("grids_compile_for_every_generation", grids_compile),
         Trial::test("shards_compile_for_every_architecture_with_clusters", shards_compile),
+        Trial::test("decoders_that_read_the_clock_compile", clocked_compile),
     ];
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(absent && !required)).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -177,4 +178,29 @@ fn must_not_spill(arch: &str, log: &str, kernel: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{arch}: {kernel} spills: {line}"))
+}
+
+/// The same for decoders that read the clock, and each has names for its handoffs. Without this, where time goes could not be asked any more, and
+/// nobody would know before asking.
+fn clocked_compile() -> Result<(), Failed> {
+    let [small, ..] = narrow_models();
+    let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
+    let units = [
+        ClusterLayout::new(small, 2).ok_or("no layout")?.unit(),
+        BatchLayout::new(small, 2).ok_or("no layout")?.unit(),
+        ShardLayout::new(wide, 2, 7, 232_448).ok_or("no layout")?.unit(),
+    ];
+    for unit in units {
+        let (clocked, plain) = (unit.clone().clocked(true), unit);
+        let named = |unit: &Unit| -> Result<bool, Failed> {
+            Ok(compile("sm_90a", unit)?.cubin.windows(11).any(|bytes| bytes == b"clock_names"))
+        };
+        if !named(&clocked)? || named(&plain)? {
+            return Err(format!(
+                "{clocked:?}: names of handoffs are where no clock is read, or the other way round"
+            )
+            .into());
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+pub use touchstone_kernels::Handoff;
 use touchstone_kernels::WarmUp;
 
 use crate::config::StoredDtype;
@@ -86,6 +87,9 @@ pub trait Device: Backend {
 
     /// Bytes a second that the device can read, judged for a working set of this many bytes.
     fn bandwidth(&self, working_set_bytes: usize) -> Option<f64>;
+
+    /// Where the cycles of a decoder went that was made to read the clock ([`crate::taps::Taps::set_clocked`]), if it can. Errors: the device failed.
+    fn handoffs(decoder: &Self::Decoder) -> Result<Vec<Handoff>>;
 }
 
 impl Device for Host<f32> {
@@ -108,11 +112,15 @@ impl Device for Host<f32> {
     fn bandwidth(&self, working_set_bytes: usize) -> Option<f64> {
         Some(measure_read_bandwidth(working_set_bytes))
     }
+
+    fn handoffs(decoder: &Self::Decoder) -> Result<Vec<Handoff>> {
+        match *decoder {}
+    }
 }
 
 impl<E: touchstone_kernels::Element> Device for Cuda<E>
 where
-    Self: Backend,
+    Self: Backend<Decoder = touchstone_kernels::Decoder<E>>,
 {
     const KIND: &'static str = "cuda";
     const LOOKAHEAD: usize = generate::LOOKAHEAD;
@@ -128,6 +136,10 @@ where
     fn bandwidth(&self, _working_set_bytes: usize) -> Option<f64> {
         let bytes_per_s = self.device().info().memory_bandwidth;
         (bytes_per_s > 0).then_some(bytes_per_s as f64)
+    }
+
+    fn handoffs(decoder: &Self::Decoder) -> Result<Vec<Handoff>> {
+        Ok(decoder.handoffs()?)
     }
 }
 

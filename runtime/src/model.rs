@@ -152,6 +152,12 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
+    /// What runs many decode steps at once, if anything does.
+    #[must_use]
+    pub fn decoder(&self) -> Option<&B::Decoder> {
+        self.decoder.as_ref()
+    }
+
     /// Whether [`Model::decode`] runs many steps as one piece of work, and how many it should be asked for at most.
     #[must_use]
     pub fn decode_stride(&self, b: &mut B) -> Option<usize> {

@@ -31,6 +31,7 @@ pub enum Path {
 pub struct Taps {
     listener: Option<Listener>,
     path: Path,
+    clocked: bool,
 }
 
 impl Taps {
@@ -43,6 +44,17 @@ impl Taps {
     /// Chooses the path, also where nobody listens.
     pub fn set_path(&mut self, path: Path) {
         self.path = path;
+    }
+
+    /// Lets decoders that are made from now on read the clock at each handoff, or no more. It costs them time.
+    pub fn set_clocked(&mut self, clocked: bool) {
+        self.clocked = clocked;
+    }
+
+    /// Whether decoders read the clock.
+    #[must_use]
+    pub fn clocked(&self) -> bool {
+        self.clocked
     }
 
     /// Whether fused verbs must take their plain composition.

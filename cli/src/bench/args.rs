@@ -37,7 +37,7 @@ pub struct BenchArgs {
     /// Timed runs of each measurement
     #[arg(long, value_name = "N", default_value = "10")]
     pub repeats: NonZeroUsize,
-    /// Sequences at once, of --measure batch
+    /// Sequences at once, of --measure batch and handoffs
     #[arg(long, value_name = "B", value_delimiter = ',', default_value = "1,8,64")]
     pub batches: Vec<NonZeroUsize>,
     /// Time others beside decode, prefill and cold-start, by the programs in benches/peers of this repository
@@ -76,6 +76,8 @@ pub enum Measure {
     ColdStart,
     /// Single verbs.
     Verbs,
+    /// Where the time of a decoder goes, handoff by handoff, at each of --batches.
+    Handoffs,
 }
 
 impl Measure {

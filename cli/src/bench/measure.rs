@@ -19,7 +19,7 @@ pub const PROMPT: u32 = 0;
 /// How timed tokens are picked, here and by peers.
 pub const SAMPLING: Sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
 /// Untimed runs before the timed ones, which record what is replayed and bring a device up to speed.
-const WARM_UP: usize = 3;
+pub const WARM_UP: usize = 3;
 /// Prompts to time, of those that fit the context.
 const PROMPT_LENGTHS: [usize; 4] = [16, 64, 256, 1024];
 /// Tokens of a stretch of the context, where it holds two of them.
@@ -123,7 +123,12 @@ impl<D: Device> Bench<'_, D> {
     /// Whole generations, the pass over the prompt of one token included.
     fn generations(&mut self, batch: usize) -> Result<Vec<Duration>> {
         let mut model = self.model(batch, 1)?;
-        let mut generator = Generator::new(self.device, &mut model, batch, D::LOOKAHEAD);
+        self.generate(&mut model, batch)
+    }
+
+    /// The same, by a model that is there.
+    pub(super) fn generate(&mut self, model: &mut Model<D>, batch: usize) -> Result<Vec<Duration>> {
+        let mut generator = Generator::new(self.device, model, batch, D::LOOKAHEAD);
         // Each with a seed of its own: texts of one seed would be the same.
         let request = |seed| Request {
             prompt: &[PROMPT],
@@ -134,12 +139,12 @@ impl<D: Device> Bench<'_, D> {
         timed(self.repeats, || generator.generate(&requests, |_, _| ControlFlow::Continue(())).map(drop))
     }
 
-    fn model(&mut self, batch: usize, time: usize) -> Result<Model<D>> {
+    pub(super) fn model(&mut self, batch: usize, time: usize) -> Result<Model<D>> {
         let capacity = Capacity { batch, time, logits: LogitRows::Last };
         Model::new(self.device, &self.subject.config, self.subject.source(), capacity)
     }
 
-    fn size(&self) -> String {
+    pub(super) fn size(&self) -> String {
         format!("{} tokens", self.new_tokens)
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod cold_start;
 mod gate;
+mod handoffs;
 mod measure;
 mod peers;
 mod report;
@@ -172,6 +173,11 @@ impl Job for Run<'_> {
                 }
                 Measure::Prefill => rows.extend(bench.prefill()?),
                 Measure::Verbs => rows.extend(verbs::verbs(bench.device, subject, repeats)?),
+                Measure::Handoffs => {
+                    for batch in &args.batches {
+                        rows.extend(bench.handoffs(batch.get())?);
+                    }
+                }
                 // Measured when the device is closed.
                 Measure::ColdStart => {}
             }
@@ -184,7 +190,8 @@ impl Run<'_> {
     /// The batch sizes that will be timed, each of which is checked.
     fn batches(&self) -> Vec<usize> {
         let batches = self.args.batches.iter().map(|batch| batch.get());
-        let timed = batches.filter(|_| self.args.wants(Measure::Batch));
+        let several = self.args.wants(Measure::Batch) || self.args.wants(Measure::Handoffs);
+        let timed = batches.filter(|_| several);
         [1].into_iter().chain(timed.filter(|&batch| batch > 1)).collect()
     }
 }

@@ -8,7 +8,7 @@ use touchstone_runtime::sampling::Sampling;
 
 use super::gate::Checked;
 use super::measure::SAMPLING;
-use super::row::Row;
+use super::row::{Cycles, Row};
 
 /// Everything about one model in one precision.
 #[derive(Debug, Serialize)]
@@ -94,11 +94,11 @@ fn table(rows: &[Row]) -> String {
     table.load_preset(presets::NOTHING);
     let header = [
         "measure", "at", "system", "median", "p90", "unit", "runs", "tokens/s", "GFLOP/s", "GB/s",
-        "of limit", "ratio",
+        "of limit", "ratio", "cycles",
     ];
     table.set_header(header);
     for column in [3, 4, 6, 7, 8, 9, 10] {
-        table.column_mut(column).expect("twelve columns").set_cell_alignment(CellAlignment::Right);
+        table.column_mut(column).expect("thirteen columns").set_cell_alignment(CellAlignment::Right);
     }
     for row in rows {
         let optional = |value: Option<f64>| value.map(significant).unwrap_or_default();
@@ -122,13 +122,16 @@ fn table(rows: &[Row]) -> String {
                 .or(row.matrix_share)
                 .map_or_else(String::new, |share| format!("{:.1} %", share * 100.0)),
             ratio,
+            row.cycles.map_or_else(String::new, |Cycles { times, work, wait }| {
+                format!("{times:.1} a step, each {work:.0} of work and {wait:.0} of waiting")
+            }),
         ]);
     }
     // Columns that no row fills would only widen the table.
     for column in 0..header.len() {
         if !filled(&table, column) {
             let hidden = ColumnConstraint::Hidden;
-            table.column_mut(column).expect("twelve columns").set_constraint(hidden);
+            table.column_mut(column).expect("thirteen columns").set_constraint(hidden);
         }
     }
     table.trim_fmt()

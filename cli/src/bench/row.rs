@@ -45,12 +45,26 @@ pub struct Row {
     /// Tokens of the prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<usize>,
+    /// Of a handoff: how often it comes in a step, and the first thread's cycles up to it and waiting for it, each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cycles: Option<Cycles>,
     /// A peer's median over ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times_ours: Option<f64>,
     /// The last stretch's median over the first's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times_first: Option<f64>,
+}
+
+/// What a handoff takes of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Cycles {
+    /// How often it comes in a step.
+    pub times: f64,
+    /// Cycles since the handoff before, each time.
+    pub work: f64,
+    /// Cycles of waiting, each time.
+    pub wait: f64,
 }
 
 impl Row {
@@ -77,6 +91,7 @@ impl Row {
             bandwidth_share: None,
             matrix_share: None,
             prompt: None,
+            cycles: None,
             times_ours: None,
             times_first: None,
         }

@@ -35,7 +35,7 @@ struct Loaded {
     /// Clusters that share the batch, at once.
     clusters: usize,
     functions: Vec<sys::CUfunction>,
-    _module: Module,
+    module: Module,
     device: Device,
 }
 
@@ -45,20 +45,20 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl BatchKernels {
-    /// Compiles the kernels or takes them from the cache, and loads them. None where the GPU cannot hold clusters for the whole batch at once.
+    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None where the GPU cannot hold clusters for the whole batch at once.
     ///
     /// # Errors
     /// The compiler's and the driver's.
-    pub fn load(device: &Device, layout: BatchLayout, batch: usize) -> Result<Option<Self>> {
+    pub fn load(device: &Device, layout: BatchLayout, batch: usize, clocked: bool) -> Result<Option<Self>> {
         let compute = device.info().compute;
         if compute.0 < 9 || device.info().shared_bytes_max < SHARED_BYTES {
             return Ok(None);
         }
-        let module = Module::load(device.context(), &cubin(&architecture(compute), &layout.unit())?)?;
+        let module =
+            Module::load(device.context(), &cubin(&architecture(compute), &layout.unit().clocked(clocked))?)?;
         let function = |entry| function(&module, entry, 2);
         let functions = ENTRIES.into_iter().map(function).collect::<Result<_>>()?;
-        let mut loaded =
-            Loaded { layout, batch, clusters: 1, functions, _module: module, device: device.clone() };
+        let mut loaded = Loaded { layout, batch, clusters: 1, functions, module, device: device.clone() };
         let decode = loaded.function(DecoderEntry::decode_batch);
         loaded.clusters = (clusters_at_once(device, decode, loaded.launch())? as usize).min(batch);
         Ok((loaded.clusters * SEQUENCES >= batch).then(|| Self(Arc::new(loaded))))
@@ -182,6 +182,11 @@ impl<E: Element> BatchDecoder<E> {
     /// Where the means of the token embedding's rows are; behind them those of the position embedding.
     fn means(&self) -> sys::CUdeviceptr {
         self.constants.address() + (self.kernels.layout().means_start() * size_of::<f32>()) as u64
+    }
+
+    /// The module of its kernels.
+    pub(super) fn module(&self) -> &Module {
+        &self.kernels.0.module
     }
 
     /// See [`super::Decoder::run`].

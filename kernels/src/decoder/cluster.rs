@@ -30,7 +30,7 @@ pub struct ClusterKernels(Arc<Loaded>);
 struct Loaded {
     layout: ClusterLayout,
     functions: Vec<sys::CUfunction>,
-    _module: Module,
+    module: Module,
     device: Device,
 }
 
@@ -40,19 +40,20 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl ClusterKernels {
-    /// Compiles the kernels or takes them from the cache, and loads them. None where the GPU cannot hold such a cluster.
+    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None where the GPU cannot hold such a cluster.
     ///
     /// # Errors
     /// The compiler's and the driver's.
-    pub fn load(device: &Device, layout: ClusterLayout) -> Result<Option<Self>> {
+    pub fn load(device: &Device, layout: ClusterLayout, clocked: bool) -> Result<Option<Self>> {
         let compute = device.info().compute;
         if compute.0 < 9 || device.info().shared_bytes_max < SHARED_BYTES {
             return Ok(None);
         }
-        let module = Module::load(device.context(), &cubin(&architecture(compute), &layout.unit())?)?;
+        let module =
+            Module::load(device.context(), &cubin(&architecture(compute), &layout.unit().clocked(clocked))?)?;
         let function = |entry| function(&module, entry, layout.element_bytes());
         let functions = ENTRIES.into_iter().map(function).collect::<Result<_>>()?;
-        let loaded = Loaded { layout, functions, _module: module, device: device.clone() };
+        let loaded = Loaded { layout, functions, module, device: device.clone() };
         let clusters = clusters_at_once(device, loaded.function(DecoderEntry::decode), loaded.launch())?;
         Ok((clusters > 0).then(|| Self(Arc::new(loaded))))
     }
@@ -119,6 +120,11 @@ impl<E: Element> ClusterDecoder<E> {
         pack_head(&kernels.0, &mut constants, final_norm, token)?;
         let arguments = Vec::with_capacity(11 + 2 * shape.layers);
         Ok(Self { kernels, stream, constants, arguments })
+    }
+
+    /// The module of its kernels.
+    pub(super) fn module(&self) -> &Module {
+        &self.kernels.0.module
     }
 
     /// See [`super::Decoder::run`].

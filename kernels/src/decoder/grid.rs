@@ -24,7 +24,7 @@ struct Loaded {
     generate: sys::CUfunction,
     /// Makes the sums of rows behind norms, where the layout has such.
     add_up: Option<sys::CUfunction>,
-    _module: Module,
+    module: Module,
     device: Device,
 }
 
@@ -34,11 +34,11 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl GridKernels {
-    /// Compiles the kernels or takes them from the cache, and loads them. None where the GPU cannot hold all blocks at once.
+    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None where the GPU cannot hold all blocks at once.
     ///
     /// # Errors
     /// The compiler's and the driver's.
-    pub fn load(device: &Device, layout: Spread) -> Result<Option<Self>> {
+    pub fn load(device: &Device, layout: Spread, clocked: bool) -> Result<Option<Self>> {
         let (info, launch) = (device.info(), layout.launch());
         if info.compute.0 < 8
             || launch.grid[0] > info.multiprocessors
@@ -46,12 +46,14 @@ impl GridKernels {
         {
             return Ok(None);
         }
-        let module = Module::load(device.context(), &cubin(&architecture(info.compute), &layout.unit())?)?;
+        let module = Module::load(
+            device.context(),
+            &cubin(&architecture(info.compute), &layout.unit().clocked(clocked))?,
+        )?;
         let generate = function(&module, layout.entry(), layout.element_bytes())?;
         let add_up =
             layout.sums().map(|_| function(&module, DecoderEntry::decode_shard_sums, layout.element_bytes()));
-        let loaded =
-            Loaded { layout, generate, add_up: add_up.transpose()?, _module: module, device: device.clone() };
+        let loaded = Loaded { layout, generate, add_up: add_up.transpose()?, module, device: device.clone() };
         Ok(loaded.fits()?.then(|| Self(Arc::new(loaded))))
     }
 
@@ -124,6 +126,11 @@ impl<E: Element> GridDecoder<E> {
         assert_eq!(sums.as_ref().map(Buffer::len), layout.sums().map(|rows| 2 * rows), "the sums' length");
         let words = vec![0; table.len()];
         Self { kernels, exchange, state, table, sums, words, _elements: std::marker::PhantomData }
+    }
+
+    /// The module of its kernels.
+    pub(super) fn module(&self) -> &Module {
+        &self.kernels.0.module
     }
 
     /// See [`super::Decoder::run`].

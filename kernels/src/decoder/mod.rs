@@ -22,6 +22,7 @@ pub use shard_layout::ShardLayout;
 pub use spread::Spread;
 
 use crate::buffer::Buffer;
+use crate::clock::{Handoff, handoffs};
 use crate::context::Module;
 use crate::device::{Device, Launch, no_attributes};
 use crate::driver::check;
@@ -91,6 +92,18 @@ impl<E: Element> Decoder<E> {
             Self::Cluster(_) => usize::MAX,
             Self::Batch(_) | Self::Grid(_) => 32,
         }
+    }
+
+    /// Where its cycles went, if it was loaded to read the clock.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn handoffs(&self) -> Result<Vec<Handoff>> {
+        handoffs(match self {
+            Self::Cluster(decoder) => decoder.module(),
+            Self::Batch(decoder) => decoder.module(),
+            Self::Grid(decoder) => decoder.module(),
+        })
     }
 
     /// Runs `steps` decode steps. Allocates nothing. The context must have room for them.

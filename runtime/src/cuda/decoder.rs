@@ -65,11 +65,12 @@ impl<E: Element> Cuda<E> {
             context: config.max_position_embeddings,
             vocab: config.vocab_size,
         };
-        let (device, path) = (self.device(), self.taps.path());
+        let (device, path, clocked) = (self.device(), self.taps.path(), self.taps.clocked());
         if capacity.batch > 1 {
             return match BatchLayout::new(shape, size_of::<E>()).filter(|_| path == Path::Fastest) {
                 Some(layout) => {
-                    Ok(BatchKernels::load(device, layout, capacity.batch)?.map(DecoderKernels::Batch))
+                    Ok(BatchKernels::load(device, layout, capacity.batch, clocked)?
+                        .map(DecoderKernels::Batch))
                 }
                 None => Ok(None),
             };
@@ -79,12 +80,12 @@ impl<E: Element> Cuda<E> {
         let shards = if wants_shards { Spread::shards(device, shape, size_of::<E>())? } else { None };
         let cluster = ClusterLayout::new(shape, size_of::<E>());
         if let Some(layout) = cluster.filter(|_| path == Path::Fastest && shards.is_none())
-            && let Some(kernels) = ClusterKernels::load(device, layout)?
+            && let Some(kernels) = ClusterKernels::load(device, layout, clocked)?
         {
             return Ok(Some(DecoderKernels::Cluster(kernels)));
         }
         if let Some(layout) = shards
-            && let Some(kernels) = GridKernels::load(device, Spread::Shards(layout))?
+            && let Some(kernels) = GridKernels::load(device, Spread::Shards(layout), clocked)?
         {
             return Ok(Some(DecoderKernels::Grid(kernels)));
         }
@@ -92,7 +93,9 @@ impl<E: Element> Cuda<E> {
         let (blocks, shared_bytes) = (info.multiprocessors as usize, info.shared_bytes_max);
         let layout = GridLayout::new(shape, size_of::<E>(), blocks, shared_bytes);
         match layout.filter(|layout| path == Path::Grid || layout.gains()) {
-            Some(layout) => Ok(GridKernels::load(device, Spread::Grid(layout))?.map(DecoderKernels::Grid)),
+            Some(layout) => {
+                Ok(GridKernels::load(device, Spread::Grid(layout), clocked)?.map(DecoderKernels::Grid))
+            }
             None => Ok(None),
         }
     }
