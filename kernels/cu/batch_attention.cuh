@@ -93,6 +93,23 @@ struct Keys {
     }
 };
 
+// put(tile, place in it) for the tile that has key `newest`, if there is one; the first begins at key `first`.
+template <typename Put> __device__ void with_newest(Keys (&keys)[TILES_AHEAD], u32 first, u32 newest, Put put) {
+#pragma unroll
+    for (u32 i = 0; i < TILES_AHEAD; i++) {
+        u32 tile = first + i * TURN_KEYS;
+        if (tile <= newest && newest < tile + TILE_KEYS) put(keys[i], newest - tile);
+    }
+}
+
+// What lanes with different keys have, joined.
+template <typename Join> __device__ float over_keys(float x, Join join) {
+    if (D == 64) x = join(x, __shfl_xor_sync(ALL_LANES, x, 1));
+#pragma unroll
+    for (int lanes = 4; lanes < WARP; lanes *= 2) x = join(x, __shfl_xor_sync(ALL_LANES, x, lanes));
+    return x;
+}
+
 // Softmax-weighted values of a warp's keys so far.
 struct Weighted {
     float most = NO_SCORE, mass = 0; // of these lanes' keys
@@ -125,8 +142,7 @@ struct Weighted {
             p[i] = there ? (score[i][0] + score[i][3]) * factor : 2 * NO_SCORE;
             largest = fmaxf(largest, p[i]);
         }
-#pragma unroll
-        for (int lanes = D == 64 ? 1 : 4; lanes < WARP; lanes *= lanes == 1 ? 4 : 2) largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, lanes));
+        largest = over_keys(largest, [](float a, float b) { return fmaxf(a, b); });
         float shrink = power_of_two(most - largest);
         mass *= shrink, most = largest;
 #pragma unroll
@@ -150,8 +166,7 @@ struct Weighted {
 
     // Leaves them: column c of the sums, for c < 4, is of the keys of lanes c of the quads.
     __device__ void leave(float (*part)[D], Mass &to, u32 lane) {
-#pragma unroll
-        for (int lanes = D == 64 ? 1 : 4; lanes < WARP; lanes *= lanes == 1 ? 4 : 2) mass += __shfl_xor_sync(ALL_LANES, mass, lanes);
+        mass = over_keys(mass, [](float a, float b) { return a + b; });
         if (lane == 0) to = {most, mass};
         if (lane % 4 >= 2) return;
 #pragma unroll

@@ -1,7 +1,7 @@
 // Blocks of a cluster of decode_batch.cu: how they hand over, and the residual with its norms.
 //
-// Of the residual travels what the next norm needs: gamma (x - shift), in the working precision, and the block's moments; the sum itself stays
-// with the thread that made it.
+// Of the residual travels what the next norm needs: gamma (x - shift), in the working precision, and then the block's moments; the sum itself
+// stays with the thread that made it.
 #pragma once
 #include "batch_attention.cuh"
 
@@ -21,42 +21,6 @@ struct BatchArguments {
 };
 static_assert(sizeof(BatchArguments) == 8 * (13 + 2 * LAYERS), "BatchArguments are laid out in Rust");
 
-// Sends every block the moments of this block's part of the residual: two threads a sequence.
-__device__ inline void send_moments(const Shared &s, const NormInput &to, u32 handoff, u32 thread) {
-    u32 n = min(thread / 2, B - 1), part = thread % 2, base = shared_address(&s);
-    Moments own = {0, 0};
-#pragma unroll
-    for (u32 i = 0; i < OUT_ROWS / 8; i++) {
-        float4 x = reinterpret_cast<const float4 *>(s.shifted)[(i * B + n) * 2 + part];
-        own.sum += (x.x + x.y) + (x.z + x.w);
-        own.squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, own.squares))));
-    }
-    own.sum += __shfl_xor_sync(ALL_LANES, own.sum, 1), own.squares += __shfl_xor_sync(ALL_LANES, own.squares, 1);
-    if (thread >= 2 * B) return;
-    u32 at = shared_address(&to.moments[n][cluster_rank()]) - base;
-#pragma unroll 2
-    for (u32 j = part; j < N; j += 2) {
-        u32 there = in_block(base, j);
-        send(there + at, own.sum, own.squares, there + handoff * sizeof(u64));
-    }
-}
-
-// Every sequence's norm, from what the blocks sent: two threads each.
-__device__ inline void make_norms(Shared &s, const NormInput &from, float eps, u32 thread) {
-    u32 n = min(thread / 2, B - 1), part = thread % 2;
-    float sum = 0, squares = 0;
-#pragma unroll
-    for (u32 i = 0; i < N / 2; i++) {
-        Moments m = from.moments[n][part * (N / 2) + i];
-        sum += m.sum, squares += m.squares;
-    }
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1), squares += __shfl_xor_sync(ALL_LANES, squares, 1);
-    float mean = sum * (1.0f / C), square = squares * (1.0f / C);
-    if (thread >= 2 * B || part != 0) return;
-    s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + eps)};
-    s.shift[n] += mean;
-}
-
 // What a thread that computes keeps from stage to stage, and how blocks hand over.
 struct Block {
     const BatchArguments &a;
@@ -65,7 +29,7 @@ struct Block {
     Ring ring;
     u32 parities = 0; // of the handoffs awaited next
     Clock clock;
-    float own = 0;    // an element of the residual: that of Place(threadIdx.x)
+    float own = 0; // an element of the residual: that of Place(threadIdx.x)
 
     __device__ Block(const BatchArguments &a, Shared &s)
         : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), ring(s) {}
@@ -75,12 +39,15 @@ struct Block {
     __device__ u32 base() const { return shared_address(&s); }
     // What one brings to block `rank`.
     static __device__ u32 bytes(u32 handoff, u32 rank) {
-        return handoff == QKV      ? min(PAIRS - min(rank * PAIRS_HERE, PAIRS), PAIRS_HERE) * 3 * D * sizeof(bf16)
-               : handoff == CORE   ? B * C * sizeof(bf16)
-               : handoff == DOWN   ? sizeof(Shared::down)
-               : handoff == LOGITS ? sizeof(Shared::logits)
-               : handoff == RESIDUAL || handoff == MIDDLE ? sizeof(NormInput::eight)
-                                                          : sizeof(NormInput::moments);
+        switch (handoff) {
+        case QKV: return min(PAIRS - min(rank * PAIRS_HERE, PAIRS), PAIRS_HERE) * 3 * D * sizeof(bf16);
+        case CORE: return B * C * sizeof(bf16);
+        case DOWN: return sizeof(Shared::down);
+        case LOGITS: return sizeof(Shared::logits);
+        case RESIDUAL_MOMENTS:
+        case MIDDLE_MOMENTS: return sizeof(NormInput::moments);
+        default: return sizeof(NormInput::eight);
+        }
     }
     __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
     __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }

@@ -10,7 +10,7 @@
 #define ENTRY(NAME) NAME##_bf16
 
 constexpr u32 C = CHANNELS, H = HEADS, D = C / H, F = WIDTH, P = CONTEXT, V = VOCAB, N = CLUSTER, B = SEQUENCES;
-// Warps that compute. Four more give their registers up: one thread fills the ring, two warps make the norms and one the noise.
+// Warps that compute. Four more give their registers up (batch_helpers.cuh).
 constexpr u32 WARPS = 8, THREADS = WARPS * WARP;
 static_assert(B <= 16 && (D == 32 || D == 64), "what the tiles of tensor cores hold");
 static_assert(C % (8 * N) == 0 && C % (8 * WARPS) == 0 && F % (16 * N) == 0, "rows come in eights");
@@ -59,7 +59,7 @@ static_assert(CONSTANTS == CONSTANTS_LEN, "the host counts the constants as we d
 
 // ---- shared memory ----
 
-// The moments of the residual, and of what lies between its sublayers, are awaited by those alone who make norms.
+// The moments, which come behind what they are of, are awaited by the warp of norms alone.
 enum Handoff { RESIDUAL, QKV, CORE, MIDDLE, DOWN, LOGITS, RESIDUAL_MOMENTS, MIDDLE_MOMENTS, HANDOFFS };
 CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "partial sums of down", "logits")
 constexpr u32 SLOTS_MAX = 16;

@@ -3,12 +3,12 @@
 // It is decode.cu's loop with several sequences a step, in bfloat16; the clusters know nothing of each other. A block owns rows of every product, and
 // their weights come through a ring (batch_ring.cuh) to tensor cores (batch_product.cuh). What it makes goes at once to every block that needs it,
 // by stores that count themselves on the receiver's barrier. A layer is five such handoffs: q, k, v to the blocks of their heads; attention; the
-// residual; what each block's share of hidden adds to it; the residual.
+// residual; what each block's share of hidden adds to it; the residual. While one is on its way, warps read the weights of what it brings.
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
-// Grid: clusters of N blocks, each of 8 warps that compute and four of which one thread fills the ring. The batch is spread evenly over the
+// Grid: clusters of N blocks, each of 8 warps that compute and four that help (batch_helpers.cuh). The batch is spread evenly over the
 // clusters; each computes for as many sequences as it has room for, and leaves what belongs to one. Needs sm_90. Deterministic.
 // Launcher: src/decoder/batch.rs.
-#include "batch_block.cuh"
+#include "batch_helpers.cuh"
 #include "gelu_rounded.cuh"
 #include "hopper.cuh"
 
@@ -21,14 +21,14 @@ struct Decoder : Block {
 
     __device__ void foresee(u32 step);
     __device__ void embed();
-    __device__ void layer(u32 layer, u32 step, uint2 (&qkv)[QKV_UNITS]);
+    __device__ void layer(u32 layer, u32 step, uint2 (&w_qkv)[QKV_UNITS]);
     __device__ void project(u32 layer, const uint2 (&w)[QKV_UNITS]);
     __device__ void attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]);
     __device__ void send_qkv();
     __device__ void send_core();
     __device__ void append(u32 layer, u32 step);
     __device__ void out(u32 layer, const uint2 (&w)[OUT_UNITS]);
-    __device__ void up(u32 layer);
+    __device__ void activate(u32 layer);
     __device__ void down(const uint2 (&w)[2][DOWN_UNITS / 2]);
     __device__ void add_down(u32 layer, const float *gamma);
     __device__ void head(u32 step);
@@ -52,7 +52,8 @@ __device__ void Decoder::embed() {
     publish<RESIDUAL>(s.residual, constants(0) + GAMMA_1);
 }
 
-// q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys are on their way meanwhile.
+// q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys and values lie in shared memory, of those behind them as
+// many as a warp has registers for are on their way meanwhile.
 __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]) {
     u32 t = thread(), lane = t % WARP, warp = t / WARP;
     u32 here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H, past = min(s.cursor[n].past + step, P);
@@ -63,15 +64,15 @@ __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNI
     const bf16 *keys = plain_address(a.keys[layer] + cached + lane / 4 * D + Keys::key_channel(0, lane));
     const bf16 *values = plain_address(a.values[layer] + cached + lane % 4 * 2 * D + Keys::value_channel(lane));
     Keys held[TILES_AHEAD];
-    auto load_keys = [&](int left, auto near) {
+    auto load_keys = [&](int left, u32 from) {
 #pragma unroll
-        for (u32 i = near; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
+        for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
     };
-    auto load_values = [&](int left, u32 from, u32 to) {
+    auto load_values = [&](int left, u32 from) {
 #pragma unroll
-        for (u32 i = from; i < to; i++) held[i].load_values(values + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
+        for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_values(values + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
     };
-    load_values(int(old) - int(start), TILES_NEAR, TILES_AHEAD);
+    load_values(int(old) - int(start), TILES_NEAR);
     project(layer, w);
     load_keys(int(old) - int(start), TILES_NEAR);
     barrier_await_together(shared_address(&s.near), near_parity), near_parity ^= 1;
@@ -84,14 +85,7 @@ __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNI
         const bf16 *k = s.qkv[1][here], *v = s.qkv[2][here];
 #pragma unroll 1
         for (u32 at = start; at <= old; at += AHEAD_KEYS) {
-            auto newest = [&](auto put) {
-#pragma unroll
-                for (u32 i = 0; i < TILES_AHEAD; i++) {
-                    u32 tile = at + i * TURN_KEYS;
-                    if (tile <= old && old < tile + TILE_KEYS) put(held[i], old - tile);
-                }
-            };
-            newest([&](Keys &tile, u32 place) { tile.insert_key(place, k, lane); });
+            with_newest(held, at, old, [&](Keys &tile, u32 place) { tile.insert_key(place, k, lane); });
             float score[TILES_AHEAD * 2][4];
             weighted.score(score, held, s.qkv[0][here], lane);
             bool more = at + AHEAD_KEYS <= old;
@@ -99,9 +93,9 @@ __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNI
             if (at == start)
 #pragma unroll
                 for (u32 i = 0; i < TILES_NEAR; i++) held[i].load_near_values(near_of(s).values[here][start + i * TURN_KEYS], lane);
-            newest([&](Keys &tile, u32 place) { tile.insert_value(place, v, lane); });
+            with_newest(held, at, old, [&](Keys &tile, u32 place) { tile.insert_value(place, v, lane); });
             weighted.add(score, held, at, old, lane);
-            if (more) values = plain_address(values + AHEAD_KEYS * D), load_values(int(old) - int(at + AHEAD_KEYS), 0, TILES_AHEAD);
+            if (more) values = plain_address(values + AHEAD_KEYS * D), load_values(int(old) - int(at + AHEAD_KEYS), 0);
         }
         weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS], lane);
     }
@@ -180,20 +174,20 @@ __device__ void Decoder::append(u32 layer, u32 step) {
     if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&s.attended));
 }
 
-// A layer. The weights of each product are read while what it waits for is on its way, or one handoff before; the last ones read are those of q, k
-// and v of the next layer.
-__device__ void Decoder::layer(u32 layer, u32 step, uint2 (&qkv)[QKV_UNITS]) {
-    attention(layer, step, qkv);
-    uint2 w[OUT_UNITS], x[2][UP_UNITS / 2], y[2][DOWN_UNITS / 2];
-    ring.read(w), ring.read(x[0]);
-    out(layer, w);
-    ring.read(x[1]), ring.read(y[0]);
+// A layer. A product's weights are read while its input is on its way, or the one before; those of up and down in halves, because the ring holds half
+// a layer. The last ones read are of the next layer.
+__device__ void Decoder::layer(u32 layer, u32 step, uint2 (&w_qkv)[QKV_UNITS]) {
+    attention(layer, step, w_qkv);
+    uint2 w_out[OUT_UNITS], w_up[2][UP_UNITS / 2], w_down[2][DOWN_UNITS / 2];
+    ring.read(w_out), ring.read(w_up[0]);
+    out(layer, w_out);
+    ring.read(w_up[1]), ring.read(w_down[0]);
     await<MIDDLE>();
-    product<UpShare>(s.residual, x[0], x[1]);
-    ring.read(y[1]);
-    up(layer);
-    down(y);
-    ring.read(qkv);
+    product<UpShare>(s.residual, w_up[0], w_up[1]);
+    ring.read(w_down[1]);
+    activate(layer);
+    down(w_down);
+    ring.read(w_qkv);
 }
 
 // x += out(core).
@@ -209,8 +203,8 @@ __device__ void Decoder::out(u32 layer, const uint2 (&w)[OUT_UNITS]) {
     publish<MIDDLE>(s.residual, constants(layer) + GAMMA_2);
 }
 
-// hidden = gelu(up(ln2(x))): a block's rows stay there.
-__device__ void Decoder::up(u32 layer) {
+// hidden = gelu(up(ln2(x))), of what the warps have left of up: a block's rows stay there.
+__device__ void Decoder::activate(u32 layer) {
     meet<NORMED, NORM_THREADS>();
     each_normed<UpShare>(constants(layer) + UP_AB, [&](u32 i, float2 x) {
         Place place(2 * i);
@@ -290,15 +284,15 @@ __device__ void Decoder::pick(u32 n) {
 
 __device__ inline void generate(const BatchArguments &a, Shared &s) {
     Decoder decoder(a, s);
-    uint2 qkv[QKV_UNITS];
-    decoder.ring.read(qkv);
+    uint2 w_qkv[QKV_UNITS];
+    decoder.ring.read(w_qkv);
     decoder.foresee(0);
 #pragma unroll 1
     for (u32 step = 0; step < a.steps; step++) {
         decoder.embed();
 #pragma unroll 1
         for (u32 layer = 0; layer < LAYERS; layer++) {
-            decoder.layer(layer, step, qkv);
+            decoder.layer(layer, step, w_qkv);
             if (layer + 1 < LAYERS) decoder.add_down(layer, decoder.constants(layer + 1) + GAMMA_1);
         }
         decoder.head(step);
@@ -309,65 +303,6 @@ __device__ inline void generate(const BatchArguments &a, Shared &s) {
     if (n >= s.count) return;
     a.tokens[s.first + n] = s.token[n];
     a.cursor[s.first + n] = {s.cursor[n].past + a.steps, s.cursor[n].step + a.steps, 1};
-}
-
-// The warps of norms: thread `thread` of theirs.
-__device__ inline void make_norms(const BatchArguments &a, Shared &s, u32 thread) {
-    u32 parities = 0;
-#pragma unroll 1
-    for (u32 step = 0; step < a.steps; step++)
-#pragma unroll 1
-        for (u32 norm = 0; norm <= 2 * LAYERS; norm++) {
-            bool middle = norm % 2 == 1;
-            u32 handoff = middle ? MIDDLE_MOMENTS : RESIDUAL_MOMENTS, barrier = shared_address(&s.arrived[handoff]);
-            meet<SHIFTED, NORM_THREADS>();
-            send_moments(s, s.residual, handoff, thread);
-            barrier_await_together(barrier, parities >> middle & 1), parities ^= 1u << middle;
-            if (thread == 0) barrier_expect(barrier, sizeof(NormInput::moments));
-            make_norms(s, s.residual, a.eps, thread);
-            __syncwarp();
-            help<NORMED, NORM_THREADS>();
-        }
-}
-
-// The warp of noise: what each draw of a step adds to the scores, while the model runs; and who tells the host which tokens were picked.
-__device__ inline void make_noise(const BatchArguments &a, Shared &s) {
-    u32 lane = threadIdx.x % WARP, issued = a.state->issued;
-    bool speaks = cluster_rank() == 0 && lane < s.count;
-#pragma unroll 1
-    for (u32 step = 0; step < a.steps; step++) {
-#pragma unroll 1
-        for (u32 i = lane; i < s.count * V; i += WARP) {
-            u32 n = i / V;
-            if (!s.rule[n].greedy) s.noise[n][i % V] = gumbel(i % V, s.cursor[n].step + step, s.rule[n]);
-        }
-        __syncwarp();
-        help<NOISY, WARP>();
-        meet<PICKED, WARP>();
-        if (speaks) a.outbox[u64((issued + step) % a.slots) * a.batch + s.first + lane] = u64(issued + step + 1) << 32 | s.token[lane];
-    }
-}
-
-// The warp of keys: brings the first keys and values of this block's pairs to shared memory, a layer ahead, and asks L2 for what follows. A lane a pair.
-__device__ inline void bring_keys(const BatchArguments &a, Shared &s) {
-    u32 lane = threadIdx.x % WARP, pair = cluster_rank() * PAIRS_HERE + lane, n = pair / H, attended = 0, barrier = shared_address(&s.near);
-    bool busy = lane < PAIRS_HERE && pair < PAIRS && n < s.count;
-    u64 at = u64(s.first * H + pair) * P * D;
-#pragma unroll 1
-    for (u32 step = 0; step < a.steps; step++) {
-        u32 past = busy ? min(s.cursor[n].past + step, P) : 0, near = min(past, NEAR_KEYS) * D * sizeof(bf16), far = past * D * sizeof(bf16) - near;
-#pragma unroll 1
-        for (u32 layer = 0; layer < LAYERS; layer++) {
-            if (step + layer > 0) barrier_await_together(shared_address(&s.attended), attended), attended ^= 1;
-            order_copies(); // behind the cache's new rows, and behind what was read here
-            barrier_expect(barrier, 2 * near);
-            if (near == 0) continue;
-            const bf16 *keys = a.keys[layer] + at, *values = a.values[layer] + at;
-            fetch(shared_address(near_of(s).keys[lane]), keys, near, barrier);
-            fetch(shared_address(near_of(s).values[lane]), values, near, barrier);
-            if (far > 0) fetch_to_l2(keys + NEAR_KEYS * D, far), fetch_to_l2(values + NEAR_KEYS * D, far);
-        }
-    }
 }
 
 // Whoever is the last of the launch counts the rows issued: by then all have read the count.
