@@ -129,14 +129,19 @@ def pick(logits: np.ndarray, settings: Settings, seed: int, step: int) -> tuple[
     """The token for one row of logits [V] float32, and whether every decision on the way was clear."""
     if settings.temperature == 0.0:
         return int(np.argmax(logits)), True  # the first of equals, no arithmetic
-    z = (logits / np.float32(settings.temperature)).astype(np.float64)
+    score, clear = race(logits, settings, seed, step)
+    token = int(np.argmax(score))
+    lead = score[token] - np.delete(score, token).max(initial=-np.inf)
+    return token, clear and lead >= LEAD_MIN * max(1.0, abs(score[token]))
+
+
+def race(logits: np.ndarray, settings: Settings, seed: int, step: int) -> tuple[np.ndarray, bool]:
+    """The scores [V] of which the greatest wins, -inf where top-k or top-p leave a token out, and whether what they leave out is clear."""
+    z = (logits / logits.dtype.type(settings.temperature)).astype(np.float64)
     kept_k, clear_k = keep_top_k(z, settings.top_k)
     kept, clear_p = keep_top_p(z, kept_k, settings.top_p)
     u = ((words(seed, step, 0, len(z)) >> 8).astype(np.float64) + 0.5) * 2.0**-24
-    score = np.where(kept, z - np.log(-np.log(u)), -np.inf)
-    token = int(np.argmax(score))
-    lead = score[token] - np.delete(score, token).max(initial=-np.inf)
-    return token, clear_k and clear_p and lead >= LEAD_MIN * max(1.0, abs(score[token]))
+    return np.where(kept, z - np.log(-np.log(u)), -np.inf), clear_k and clear_p
 
 
 def keep_top_k(z: np.ndarray, k: int) -> tuple[np.ndarray, bool]:
