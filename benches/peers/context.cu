@@ -9,5 +9,7 @@ int main() {
     store<<<1, 1>>>(x);
     cudaMemcpy(&found, x, sizeof(int), cudaMemcpyDeviceToHost);
     puts(found == 1 ? "ready" : "no GPU");
+    // Into a pipe, the line would else leave with the process.
+    fflush(stdout);
     return found == 1 ? 0 : 1;
 }

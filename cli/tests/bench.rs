@@ -3,7 +3,7 @@
 mod tiny;
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -219,21 +219,25 @@ fn a_gpu_that_is_not_there_exits_with_3() {
     refuses(&["--config", &path, "--device", "cuda:999"], 3, &["touchstone: no CUDA device: "]);
 }
 
-/// Without this, the time of a program that never answered could be reported.
+/// Without this, the time of a program that never answered could be reported, or its way to its end be counted.
 #[test]
 fn cold_start_times_the_program_beside_it() {
     let small = repository().join("models/shakespeare-char-small");
     let (folder, copy) = without_prompt();
+    let prompt = folder.path().join("prompt");
     let command = || bench(&copy, &["--model", small.to_str().unwrap(), "--measure", "cold-start", "--json"]);
     refused(command(), 2, &["cold-start: ", "prompt: cannot be started"]);
-    symlink("/bin/false", folder.path().join("prompt")).unwrap();
+    symlink("/bin/false", &prompt).unwrap();
     refused(command(), 2, &["cold-start: ", "prompt: exit status: 1"]);
-    fs::remove_file(folder.path().join("prompt")).unwrap();
-    symlink("/bin/echo", folder.path().join("prompt")).unwrap();
+    fs::remove_file(&prompt).unwrap();
+    fs::write(&prompt, "#!/bin/sh\necho x\nsleep 0.5\n").unwrap();
+    fs::set_permissions(&prompt, fs::Permissions::from_mode(0o755)).unwrap();
     let report = json_of(command());
     let rows = report["models"][0]["rows"].as_array().unwrap();
     assert_eq!((rows.len(), &rows[0]["measure"], &rows[0]["repeats"]), (1, &json!("cold-start"), &json!(3)));
-    assert!(rows[0]["median"].as_f64().unwrap() > 100.0, "a process takes longer than 0.1 ms: {}", rows[0]);
+    let median_us = rows[0]["median"].as_f64().unwrap();
+    assert!(median_us > 100.0, "a process takes longer than 0.1 ms: {median_us} us");
+    assert!(median_us < 500_000.0, "what follows the first byte is not counted: {median_us} us");
 }
 
 /// Names of the elements of an XML text, which must be nested rightly and hold no stray `<` or `&`.

@@ -31,24 +31,6 @@ impl Context {
         // SAFETY: the context is retained until drop.
         check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.handle) })
     }
-
-    pub(crate) fn info(&self) -> Result<Info> {
-        use sys::CUdevice_attribute as Attribute;
-        let attribute = |attribute| attribute_of(self.device, attribute);
-        let clock_khz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
-        let bus_bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
-        Ok(Info {
-            name: check("cuDeviceGetName", result::device::get_name(self.device))?,
-            compute: compute_capability(self.device)?,
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            // Two transfers a clock.
-            memory_bandwidth: 2 * u64::from(clock_khz) * 1000 * u64::from(bus_bits / 8),
-            shared_bytes_max: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
-                as usize,
-            // SAFETY: the device was named by the driver.
-            total_bytes: check("cuDeviceTotalMem", unsafe { result::device::total_mem(self.device) })?,
-        })
-    }
 }
 
 impl Drop for Context {
@@ -99,6 +81,25 @@ pub(crate) fn compute_capability(device: sys::CUdevice) -> Result<(u32, u32)> {
     use sys::CUdevice_attribute as Attribute;
     let major = attribute_of(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     Ok((major, attribute_of(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+}
+
+/// What the driver says about a device of [`device_number`], which needs no context.
+pub(crate) fn info(device: sys::CUdevice) -> Result<Info> {
+    use sys::CUdevice_attribute as Attribute;
+    let attribute = |attribute| attribute_of(device, attribute);
+    let clock_khz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bus_bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+    Ok(Info {
+        name: check("cuDeviceGetName", result::device::get_name(device))?,
+        compute: compute_capability(device)?,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        // Two transfers a clock.
+        memory_bandwidth: 2 * u64::from(clock_khz) * 1000 * u64::from(bus_bits / 8),
+        shared_bytes_max: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+            as usize,
+        // SAFETY: the device was named by the driver.
+        total_bytes: check("cuDeviceTotalMem", unsafe { result::device::total_mem(device) })?,
+    })
 }
 
 /// A stream.

@@ -7,7 +7,7 @@ use std::thread;
 use cudarc::driver::{result, sys};
 
 use crate::compile::{Unit, architecture, cubin};
-use crate::context::{Context, Module, Stream, compute_capability, device_number};
+use crate::context::{Context, Module, Stream, compute_capability, device_number, info};
 use crate::driver::check;
 use crate::entry::Entry;
 use crate::error::Result;
@@ -57,12 +57,12 @@ impl Device {
     pub fn open(ordinal: usize) -> Result<Self> {
         let number = device_number(ordinal)?;
         let compute = compute_capability(number)?;
-        let (context, cubin) = thread::scope(|scope| {
-            let cubin = scope.spawn(move || cubin(&architecture(compute), &Unit::ops()));
-            (Context::retain(number), cubin.join().expect("the compiler's errors are results"))
+        let (context, beside) = thread::scope(|scope| {
+            let beside = scope.spawn(move || (info(number), cubin(&architecture(compute), &Unit::ops())));
+            (Context::retain(number), beside.join().expect("errors are results"))
         });
-        let context = Arc::new(context?);
-        let info = context.info()?;
+        let (context, (info, cubin)) = (Arc::new(context?), beside);
+        let info = info?;
         let stream = Stream::new(&context)?;
         let module = Module::load(&context, &cubin?)?;
         let functions: Vec<_> =

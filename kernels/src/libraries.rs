@@ -13,8 +13,12 @@ pub(crate) const NVRTC_REMEDY: &str = "install the CUDA toolkit 13 (or `pip inst
 /// Whether libcuda can be loaded. cudarc panics where it cannot, so this comes first.
 pub(crate) fn driver_present() -> bool {
     static PRESENT: OnceLock<bool> = OnceLock::new();
-    // SAFETY: loading libcuda runs its initialisers, which is what any CUDA program does; nothing is called in it.
-    *PRESENT.get_or_init(|| unsafe { cudarc::driver::sys::is_culib_present() })
+    *PRESENT.get_or_init(|| {
+        // cudarc closes the library that it finds and loads it anew for its first call: what is held open is loaded once.
+        keep(Path::new("libcuda.so.1"));
+        // SAFETY: loading libcuda runs its initialisers, which is what any CUDA program does; nothing is called in it.
+        unsafe { cudarc::driver::sys::is_culib_present() }
+    })
 }
 
 /// Loads NVRTC from the first place that has it.
@@ -64,14 +68,12 @@ fn preload(directory: &Path) -> bool {
         (name.starts_with("libnvrtc-builtins.so.13") || name.starts_with("libnvrtc.so.13"))
             && !name.contains(".alt.")
     };
-    let mut loaded = false;
-    for path in names.iter().filter(|path| wanted(path)) {
-        // SAFETY: these are NVIDIA's libraries, named by the user or found in their usual places; their initialisers have no
-        // preconditions, and the handle is never closed.
-        if let Ok(library) = unsafe { libloading::Library::new(path) } {
-            std::mem::forget(library);
-            loaded = true;
-        }
-    }
-    loaded
+    names.iter().filter(|path| wanted(path) && keep(path)).count() > 0
+}
+
+/// Loads a library, if it is there, and keeps it for the life of the process.
+fn keep(path: &Path) -> bool {
+    // SAFETY: these are NVIDIA's libraries, named by the user or found in their usual places; their initialisers have no
+    // preconditions, and the handle is never closed.
+    unsafe { libloading::Library::new(path) }.map(std::mem::forget).is_ok()
 }
