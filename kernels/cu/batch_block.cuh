@@ -1,7 +1,7 @@
 // Blocks of a cluster of decode_batch.cu: how they hand over, and the residual with its norms.
 //
-// Of the residual travels what the next norm needs: gamma (x - shift), in the working precision, and the block's moments; the sum itself stays
-// with the thread that made it.
+// Of the residual travels what the next norm needs: gamma (x - shift), in the working precision, and then the block's moments; the sum itself
+// stays with the thread that made it.
 #pragma once
 #include "batch_attention.cuh"
 
@@ -21,21 +21,6 @@ struct BatchArguments {
 };
 static_assert(sizeof(BatchArguments) == 8 * (13 + 2 * LAYERS), "BatchArguments are laid out in Rust");
 
-// Every sequence's norm, from what the blocks sent: four of NORM_THREADS each.
-__device__ inline void make_norms(Shared &s, const NormInput &from, float eps, u32 thread) {
-    u32 n = min(thread / 4, B - 1), part = thread % 4;
-    float sum = 0, squares = 0;
-#pragma unroll
-    for (u32 i = 0; i < N / 4; i++) {
-        Moments m = from.moments[n][part * (N / 4) + i];
-        sum += m.sum, squares += m.squares;
-    }
-    float mean = quad_sum(sum) * (1.0f / C), square = quad_sum(squares) * (1.0f / C);
-    if (thread >= 4 * B || part != 0) return;
-    s.norm[n] = {mean, rsqrtf(fmaxf(square - mean * mean, 0.0f) + eps)};
-    s.shift[n] += mean;
-}
-
 // What a thread that computes keeps from stage to stage, and how blocks hand over.
 struct Block {
     const BatchArguments &a;
@@ -44,7 +29,7 @@ struct Block {
     Ring ring;
     u32 parities = 0; // of the handoffs awaited next
     Clock clock;
-    float own = 0;    // an element of the residual: that of Place(threadIdx.x)
+    float own = 0; // an element of the residual: that of Place(threadIdx.x)
 
     __device__ Block(const BatchArguments &a, Shared &s)
         : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), ring(s) {}
@@ -54,11 +39,15 @@ struct Block {
     __device__ u32 base() const { return shared_address(&s); }
     // What one brings to block `rank`.
     static __device__ u32 bytes(u32 handoff, u32 rank) {
-        return handoff == QKV      ? min(PAIRS - min(rank * PAIRS_HERE, PAIRS), PAIRS_HERE) * 3 * D * sizeof(bf16)
-               : handoff == CORE   ? B * C * sizeof(bf16)
-               : handoff == DOWN   ? sizeof(Shared::down)
-               : handoff == LOGITS ? sizeof(Shared::logits)
-                                   : sizeof(NormInput);
+        switch (handoff) {
+        case QKV: return min(PAIRS - min(rank * PAIRS_HERE, PAIRS), PAIRS_HERE) * 3 * D * sizeof(bf16);
+        case CORE: return B * C * sizeof(bf16);
+        case DOWN: return sizeof(Shared::down);
+        case LOGITS: return sizeof(Shared::logits);
+        case RESIDUAL_MOMENTS:
+        case MIDDLE_MOMENTS: return sizeof(NormInput::moments);
+        default: return sizeof(NormInput::eight);
+        }
     }
     __device__ u32 barrier(u32 handoff) const { return handoff * sizeof(u64); }
     __device__ u32 offset(const void *p) const { return shared_address(p) - base(); }
@@ -69,7 +58,7 @@ struct Block {
         barrier_await_together(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
         clock.waited(HANDOFF);
         parities ^= 1u << HANDOFF;
-        if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
+        if (thread() == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, rank));
     }
 
     // ---- the residual ----
@@ -78,25 +67,10 @@ struct Block {
     template <u32 HANDOFF> __device__ void publish(NormInput &to, const float *gamma) {
         u32 t = thread(), lane = t % WARP, warp = t / WARP;
         Place place(min(t, OUTS - 1));
-        float x = own - s.shift[place.sequence], sum = x, squares = x * x;
-        if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]);
-#pragma unroll
-        for (u32 lanes = 1; lanes < 8; lanes *= 2) {
-            sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
-            squares += __shfl_xor_sync(ALL_LANES, squares, lanes);
-        }
-        if (t < OUTS && lane % 8 == 0) s.own_moments[place.row / 8][place.sequence] = {sum, squares};
+        float x = own - s.shift[place.sequence];
+        if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]), s.shifted[t] = x;
+        help<SHIFTED, NORM_THREADS>();
         meet();
-        if (lane < B) {
-            Moments all = {0, 0};
-#pragma unroll
-            for (u32 i = 0; i < OUT_ROWS / 8; i++) all.sum += s.own_moments[i][lane].sum, all.squares += s.own_moments[i][lane].squares;
-#pragma unroll
-            for (u32 j = 0; j < N; j += WARPS) {
-                u32 there = in_block(base(), j + warp);
-                send(there + offset(&to.moments[lane][rank]), all.sum, all.squares, there + barrier(HANDOFF));
-            }
-        }
         constexpr u32 VECTORS = OUTS / 8;
 #pragma unroll
         for (u32 i = 0; i < (VECTORS + WARP - 1) / WARP; i++) {
@@ -111,22 +85,30 @@ struct Block {
         }
     }
 
+    // The warp's share of a product, left for the block; its weights come in one part or more.
+    template <typename S, typename X, typename... W> __device__ void product(const X &x, const W &...weights) const {
+        u32 warp = thread() / WARP, tile = S::first_tile(warp);
+        Sums<S::EIGHTS> sums;
+        ((sums.add(weights, x, tile), tile += sizeof(weights) / sizeof(weights[0]) / S::EIGHTS), ...);
+        sums.leave(s.partial + S::place(warp) * B);
+    }
+
     // Elements 2 i and 2 i + 1 of a product behind it.
-    __device__ float2 normed(const float *ab, u32 i) const {
+    template <typename S> __device__ float2 normed(const float *ab, u32 i) const {
         Place place(2 * i);
         Norm n = s.norm[place.sequence];
         float4 x = *reinterpret_cast<const float4 *>(ab + 2 * place.row);
-        float2 dot = summed(s.partial, i);
+        float2 dot = summed<S>(s.partial, i);
         return make_float2(fmaf(n.scale, fmaf(-n.mean, x.x, dot.x), x.y), fmaf(n.scale, fmaf(-n.mean, x.z, dot.y), x.w));
     }
 
     // f(i, elements 2 i and 2 i + 1) for the thread's elements of so many rows; all are read before the first is used.
-    template <u32 ROWS, typename F> __device__ void each_normed(const float *ab, F f) const {
-        constexpr u32 COUNT = ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
+    template <typename S, typename F> __device__ void each_normed(const float *ab, F f) const {
+        constexpr u32 COUNT = S::ROWS * B / 2, EACH = (COUNT + THREADS - 1) / THREADS;
         u32 t = thread();
         float2 x[EACH];
 #pragma unroll
-        for (u32 j = 0; j < EACH; j++) x[j] = normed(ab, min(j * THREADS + t, COUNT - 1));
+        for (u32 j = 0; j < EACH; j++) x[j] = normed<S>(ab, min(j * THREADS + t, COUNT - 1));
 #pragma unroll
         for (u32 j = 0; j < EACH; j++)
             if (j * THREADS + t < COUNT) f(j * THREADS + t, x[j]);

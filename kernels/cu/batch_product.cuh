@@ -5,20 +5,13 @@
 #pragma once
 #include "batch_ring.cuh"
 
-// The warps that compute meet, and where they await what helpers made: those of norms, or the one of noise, which do not wait for them; but the one of
-// noise awaits them where all tokens are picked.
-constexpr u32 COMPUTED = 1, NORMED = 2, NOISY = 3, PICKED = 4;
-constexpr u32 NORM_THREADS = 2 * WARP;
+// Where the warps that compute meet, and where they await norms or noise, whose makers do not wait for them; and where those wait: the one of noise for
+// the tokens picked, the one of norms for what moments are of.
+constexpr u32 COMPUTED = 1, NORMED = 2, NOISY = 3, PICKED = 4, SHIFTED = 5;
+constexpr u32 NORM_THREADS = WARP;
 __device__ inline void meet() { asm volatile("bar.sync %0, %1;" ::"n"(COMPUTED), "n"(THREADS) : "memory"); }
 template <u32 MEETING, u32 HELPERS> __device__ void meet() { asm volatile("bar.sync %0, %1;" ::"n"(MEETING), "n"(THREADS + HELPERS) : "memory"); }
 template <u32 MEETING, u32 HELPERS> __device__ void help() { asm volatile("bar.arrive %0, %1;" ::"n"(MEETING), "n"(THREADS + HELPERS) : "memory"); }
-
-// The thread's number, as if it were another each time: else the compiler keeps all that follows from it, and runs out of registers.
-__device__ inline u32 thread() {
-    u32 t = threadIdx.x;
-    asm volatile("" : "+r"(t));
-    return t;
-}
 
 // The fragment of tile `tile` of 16 channels: of a lane's two sequences four channels each, those of its part of a unit.
 template <typename X> __device__ void load_fragment(u32 (&a)[4], const X &x, u32 tile, u32 lane) {
@@ -74,12 +67,12 @@ template <u32 EIGHTS> struct Sums {
     static __device__ bool has_second() { return threadIdx.x % WARP / 4 + 8 < B; }
 };
 
-// Elements 2 i and 2 i + 1 of what all warps have.
-__device__ inline float2 summed(const float (&partial)[WARPS][ROWS_MAX * B], u32 i) {
+// Elements 2 i and 2 i + 1 of a product, of all parts.
+template <typename S> __device__ float2 summed(const float *partial, u32 i) {
     float2 sum = make_float2(0, 0);
 #pragma unroll
-    for (u32 w = 0; w < WARPS; w++) {
-        float2 x = reinterpret_cast<const float2 *>(partial[w])[i];
+    for (u32 part = 0; part < S::PARTS; part++) {
+        float2 x = reinterpret_cast<const float2 *>(partial + part * S::ROWS * B)[i];
         sum.x += x.x, sum.y += x.y;
     }
     return sum;

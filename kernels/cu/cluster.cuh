@@ -53,5 +53,10 @@ __device__ inline void fetch(u32 address, const void *from, u32 bytes, u32 barri
                  "r"(bytes), "r"(barrier) : "memory");
 }
 
+// Asks L2 for `bytes` (a multiple of 16) of device memory.
+__device__ inline void fetch_to_l2(const void *from, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // Orders what was stored before, by this thread and those it has waited for, in front of the copies that it starts.
 __device__ inline void order_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }

@@ -3,91 +3,115 @@
 // It is decode.cu's loop with several sequences a step, in bfloat16; the clusters know nothing of each other. A block owns rows of every product, and
 // their weights come through a ring (batch_ring.cuh) to tensor cores (batch_product.cuh). What it makes goes at once to every block that needs it,
 // by stores that count themselves on the receiver's barrier. A layer is five such handoffs: q, k, v to the blocks of their heads; attention; the
-// residual; what each block's share of hidden adds to it; the residual.
+// residual; what each block's share of hidden adds to it; the residual. While one is on its way, warps read the weights of what it brings.
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
-// Grid: clusters of N blocks, each of 8 warps that compute and four of which one thread fills the ring. The batch is spread evenly over the
+// Grid: clusters of N blocks, each of 8 warps that compute and four that help (batch_helpers.cuh). The batch is spread evenly over the
 // clusters; each computes for as many sequences as it has room for, and leaves what belongs to one. Needs sm_90. Deterministic.
 // Launcher: src/decoder/batch.rs.
-#include "batch_block.cuh"
+#include "batch_helpers.cuh"
 #include "gelu_rounded.cuh"
 #include "hopper.cuh"
 
 // A thread that computes.
 struct Decoder : Block {
+    u32 near_parity = 0;
+    float position, position_mean; // of the next step
+
     using Block::Block;
 
-    __device__ void embed(u32 step);
-    __device__ void attention(u32 layer, u32 step);
+    __device__ void foresee(u32 step);
+    __device__ void embed();
+    __device__ void layer(u32 layer, u32 step, uint2 (&w_qkv)[QKV_UNITS]);
+    __device__ void project(u32 layer, const uint2 (&w)[QKV_UNITS]);
+    __device__ void attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]);
     __device__ void send_qkv();
-    __device__ void send_core(u32 layer, u32 step);
-    __device__ void out(u32 layer);
-    __device__ void mlp(u32 layer);
-    __device__ void head();
+    __device__ void send_core();
+    __device__ void append(u32 layer, u32 step);
+    __device__ void out(u32 layer, const uint2 (&w)[OUT_UNITS]);
+    __device__ void activate(u32 layer);
+    __device__ void down(const uint2 (&w)[2][DOWN_UNITS / 2]);
+    __device__ void add_down(u32 layer, const float *gamma);
+    __device__ void head(u32 step);
     __device__ void pick(u32 n);
 };
 
+// Reads what a step adds to its tokens' embeddings, ahead of the tokens.
+__device__ void Decoder::foresee(u32 step) {
+    Place place(min(thread(), OUTS - 1));
+    u32 at = min(s.cursor[place.sequence].past + step, P - 1);
+    position = to_float(a.position[u64(at) * C + rank * OUT_ROWS + place.row]), position_mean = a.position_mean[at];
+}
+
 // x = token + position, of this block's channels.
-__device__ void Decoder::embed(u32 step) {
-    Place place(min(threadIdx.x, OUTS - 1));
-    u32 token = min(s.token[place.sequence], V - 1), position = min(s.cursor[place.sequence].past + step, P - 1);
-    own = to_float(s.table[token][place.row]) + to_float(a.position[u64(position) * C + rank * OUT_ROWS + place.row]);
-    if (place.row == 0) s.shift[place.sequence] = s.token_mean[token] + a.position_mean[position];
+__device__ void Decoder::embed() {
+    Place place(min(thread(), OUTS - 1));
+    u32 token = min(s.token[place.sequence], V - 1);
+    own = to_float(s.table[token][place.row]) + position;
+    if (place.row == 0) s.shift[place.sequence] = s.token_mean[token] + position_mean;
     meet();
     publish<RESIDUAL>(s.residual, constants(0) + GAMMA_1);
 }
 
-// q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys are on their way meanwhile.
-__device__ void Decoder::attention(u32 layer, u32 step) {
+// q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys and values lie in shared memory, of those behind them as
+// many as a warp has registers for are on their way meanwhile.
+__device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]) {
     u32 t = thread(), lane = t % WARP, warp = t / WARP;
     u32 here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H, past = min(s.cursor[n].past + step, P);
     bool busy = here < PAIRS_HERE && pair < PAIRS && n < s.count;
     u64 cached = (u64(s.first + n) * H + h) * P * D;
     u32 start = warp % PAIR_PARTS * TILE_KEYS, old = busy ? past : 0;
     cached += start * D;
-    const bf16 *keys = plain_address(a.keys[layer] + cached + lane / 4 * D + lane % 4 * 8);
-    const bf16 *values = plain_address(a.values[layer] + cached + lane % 4 * 2 * D + lane / 4 * WIDE);
+    const bf16 *keys = plain_address(a.keys[layer] + cached + lane / 4 * D + Keys::key_channel(0, lane));
+    const bf16 *values = plain_address(a.values[layer] + cached + lane % 4 * 2 * D + Keys::value_channel(lane));
     Keys held[TILES_AHEAD];
-    auto load_keys = [&](int left) {
+    auto load_keys = [&](int left, u32 from) {
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
+        for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
     };
-    auto load_values = [&](int left) {
+    auto load_values = [&](int left, u32 from) {
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD; i++) held[i].load_values(values + i * PAIR_PARTS * TILE_KEYS * D, left - int(i * PAIR_PARTS * TILE_KEYS));
+        for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_values(values + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
     };
-    uint2 w[QKV_UNITS];
-    ring.read(w);
-    load_keys(int(old) - int(start));
-    await<RESIDUAL>();
-    Sums<QKV_ROWS / 8> sums;
-    sums.add(w, s.residual, warp * TILES);
-    sums.leave(s.partial[warp]);
-    meet<NORMED, NORM_THREADS>();
-    each_normed<QKV_ROWS>(constants(layer) + QKV_AB, [&](u32 i, float2 x) { reinterpret_cast<u32 *>(s.outgoing)[i] = pack(x.x, x.y); });
-    meet();
-    send_qkv();
-    load_values(int(old) - int(start));
+    load_values(int(old) - int(start), TILES_NEAR);
+    project(layer, w);
+    load_keys(int(old) - int(start), TILES_NEAR);
+    barrier_await_together(shared_address(&s.near), near_parity), near_parity ^= 1;
+    if (here < PAIRS_HERE)
+#pragma unroll
+        for (u32 i = 0; i < TILES_NEAR; i++) held[i].load_near_keys(near_of(s).keys[here][start + i * TURN_KEYS], lane);
     if (rank * PAIRS_HERE < PAIRS) await<QKV>(); // of nothing, phases would end before all have seen them
     if (here < PAIRS_HERE) {
         Weighted weighted;
         const bf16 *k = s.qkv[1][here], *v = s.qkv[2][here];
 #pragma unroll 1
         for (u32 at = start; at <= old; at += AHEAD_KEYS) {
+            with_newest(held, at, old, [&](Keys &tile, u32 place) { tile.insert_key(place, k, lane); });
+            float score[TILES_AHEAD * 2][4];
+            weighted.score(score, held, s.qkv[0][here], lane);
+            bool more = at + AHEAD_KEYS <= old;
+            if (more) keys = plain_address(keys + AHEAD_KEYS * D), load_keys(int(old) - int(at + AHEAD_KEYS), 0);
+            if (at == start)
 #pragma unroll
-            for (u32 i = 0; i < TILES_AHEAD; i++) {
-                u32 tile = at + i * PAIR_PARTS * TILE_KEYS;
-                if (tile <= old && old < tile + TILE_KEYS) held[i].insert(old - tile, k, v);
-            }
-            weighted.add(held, s.qkv[0][here], at, old);
-            if (at + AHEAD_KEYS > old) continue;
-            keys = plain_address(keys + AHEAD_KEYS * D), values = plain_address(values + AHEAD_KEYS * D);
-            load_keys(int(old) - int(at + AHEAD_KEYS)), load_values(int(old) - int(at + AHEAD_KEYS));
+                for (u32 i = 0; i < TILES_NEAR; i++) held[i].load_near_values(near_of(s).values[here][start + i * TURN_KEYS], lane);
+            with_newest(held, at, old, [&](Keys &tile, u32 place) { tile.insert_value(place, v, lane); });
+            weighted.add(score, held, at, old, lane);
+            if (more) values = plain_address(values + AHEAD_KEYS * D), load_values(int(old) - int(at + AHEAD_KEYS), 0);
         }
-        weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS]);
+        weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS], lane);
     }
-    if (lane == 0) barrier_arrive(shared_address(&s.attended));
     meet();
-    send_core(layer, step);
+    send_core();
+    append(layer, step);
+}
+
+// q, k and v of ln1(x), sent to the blocks of their heads.
+__device__ void Decoder::project(u32 layer, const uint2 (&w)[QKV_UNITS]) {
+    await<RESIDUAL>();
+    product<QkvShare>(s.residual, w);
+    meet<NORMED, NORM_THREADS>();
+    each_normed<QkvShare>(constants(layer) + QKV_AB, [&](u32 i, float2 x) { reinterpret_cast<u32 *>(s.outgoing)[i] = pack(x.x, x.y); });
+    meet();
+    send_qkv();
 }
 
 // Sends eights of rows to the blocks that attend with them.
@@ -101,8 +125,8 @@ __device__ void Decoder::send_qkv() {
     send(there + offset(&s.qkv[row / C][pair % PAIRS_HERE][row % D]), x, there + barrier(QKV));
 }
 
-// Merges the warps' parts of attention and sends them to all blocks; the cache gets the new keys and values.
-__device__ void Decoder::send_core(u32 layer, u32 step) {
+// Merges the warps' parts of attention and sends them to all blocks.
+__device__ void Decoder::send_core() {
     constexpr u32 VECTORS = D / 8; // of a pair
     u32 t = thread(), lane = t % WARP, warp = t / WARP;
 #pragma unroll
@@ -115,7 +139,9 @@ __device__ void Decoder::send_core(u32 layer, u32 step) {
         for (u32 p = 0; p < PAIR_PARTS; p++) {
             Mass theirs = s.attention.mass[here][p];
             float weight = power_of_two(theirs.most - most);
-            mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, s.attention.part[here][p][i % D], sum);
+            const float(*part)[D] = s.attention.part[here][p];
+            float all = (part[0][i % D] + part[1][i % D]) + (part[2][i % D] + part[3][i % D]);
+            mass = fmaf(weight, theirs.mass, mass), sum = fmaf(weight, all, sum);
         }
         s.outgoing[i] = from_float<bf16>(__fdividef(sum, mass));
     }
@@ -131,86 +157,112 @@ __device__ void Decoder::send_core(u32 layer, u32 step) {
             send(there + offset(&s.core.row[pair / H][pair % H * D + i % VECTORS * 8]), x, there + barrier(CORE));
         }
     }
+}
+
+// The cache gets the new keys and values.
+__device__ void Decoder::append(u32 layer, u32 step) {
+    constexpr u32 VECTORS = D / 8; // of a pair
 #pragma unroll
-    for (u32 i = t; i < 2 * PAIRS_HERE * VECTORS; i += THREADS) {
+    for (u32 i = thread(); i < 2 * PAIRS_HERE * VECTORS; i += THREADS) {
         u32 which = i / (PAIRS_HERE * VECTORS), here = i / VECTORS % PAIRS_HERE, pair = rank * PAIRS_HERE + here, n = pair / H, c = i % VECTORS * 8;
         if (n >= s.count) continue;
         u32 past = s.cursor[n].past + step;
         bf16 *to = (which == 0 ? a.keys : a.values)[layer] + ((u64(s.first + n) * H + pair % H) * P + past) * D + c;
         if (past < P) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(&s.qkv[1 + which][here][c]);
     }
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&s.attended));
+}
+
+// A layer. A product's weights are read while its input is on its way, or the one before; those of up and down in halves, because the ring holds half
+// a layer. The last ones read are of the next layer.
+__device__ void Decoder::layer(u32 layer, u32 step, uint2 (&w_qkv)[QKV_UNITS]) {
+    attention(layer, step, w_qkv);
+    uint2 w_out[OUT_UNITS], w_up[2][UP_UNITS / 2], w_down[2][DOWN_UNITS / 2];
+    ring.read(w_out), ring.read(w_up[0]);
+    out(layer, w_out);
+    ring.read(w_up[1]), ring.read(w_down[0]);
+    await<MIDDLE>();
+    product<UpShare>(s.residual, w_up[0], w_up[1]);
+    ring.read(w_down[1]);
+    activate(layer);
+    down(w_down);
+    ring.read(w_qkv);
 }
 
 // x += out(core).
-__device__ void Decoder::out(u32 layer) {
-    uint2 w[OUT_UNITS];
-    ring.read(w);
+__device__ void Decoder::out(u32 layer, const uint2 (&w)[OUT_UNITS]) {
     await<CORE>();
-    Sums<OUT_ROWS / 8> sums;
-    sums.add(w, s.core, warp * TILES);
-    sums.leave(s.partial[warp]);
+    product<OutShare>(s.core, w);
     meet();
     u32 e = min(thread(), OUTS - 1);
     float sum = constants(layer)[OUT_BIAS + Place(e).row];
 #pragma unroll
-    for (u32 w = 0; w < WARPS; w++) sum += s.partial[w][e];
+    for (u32 part = 0; part < OutShare::PARTS; part++) sum += s.partial[part * OUTS + e];
     own += sum;
-    publish<MIDDLE>(s.middle, constants(layer) + GAMMA_2);
+    publish<MIDDLE>(s.residual, constants(layer) + GAMMA_2);
 }
 
-// x += down(gelu(up(ln2(x)))): a block's rows of hidden stay there, and what they add to the others' rows of the residual is sent.
-__device__ void Decoder::mlp(u32 layer) {
-    uint2 w[UP_UNITS];
-    ring.read(w);
-    await<MIDDLE>();
-    Sums<UP_ROWS / 8> sums;
-    sums.add(w, s.middle, warp * TILES);
-    sums.leave(s.partial[warp]);
-    uint2 v[DOWN_UNITS];
-    ring.read(v);
+// hidden = gelu(up(ln2(x))), of what the warps have left of up: a block's rows stay there.
+__device__ void Decoder::activate(u32 layer) {
     meet<NORMED, NORM_THREADS>();
-    each_normed<UP_ROWS>(constants(layer) + UP_AB, [&](u32 i, float2 x) {
+    each_normed<UpShare>(constants(layer) + UP_AB, [&](u32 i, float2 x) {
         Place place(2 * i);
         *reinterpret_cast<u32 *>(&s.hidden.row[place.sequence][place.row]) = pack(gelu_rounded(x.x), gelu_rounded(x.y));
     });
     meet();
+}
+
+// What the block's hidden adds to each row of the residual, sent to that row's block by way of the warp's part of `partial`.
+__device__ void Decoder::down(const uint2 (&w)[2][DOWN_UNITS / 2]) {
     Sums<DOWN_EIGHTS> parts;
-    parts.add(v, s.hidden, 0);
+    parts.add(w[0], s.hidden, 0), parts.add(w[1], s.hidden, DOWN_TILES / 2);
     u32 t = thread(), lane = t % WARP, warp = t / WARP;
+    u32 *staged = reinterpret_cast<u32 *>(s.partial) + warp * DOWN_EIGHTS * 4 * B;
     parts.each([&](u32 eight, float4 x) {
-        u32 first = warp * DOWN_EIGHTS + eight, there = in_block(base(), first / (OUT_ROWS / 8)), to = there + offset(s.down[rank]);
-        to += (first % (OUT_ROWS / 8) * 8 * B + 2 * lane) * sizeof(float);
-        if (parts.has_first()) send(to, x.x, x.y, there + barrier(DOWN));
-        if (parts.has_second()) send(to + 64 * sizeof(float), x.z, x.w, there + barrier(DOWN));
+        if (parts.has_first()) staged[eight * 4 * B + lane] = pack(x.x, x.y);
+        if (parts.has_second()) staged[eight * 4 * B + WARP + lane] = pack(x.z, x.w);
     });
+    __syncwarp();
+#pragma unroll
+    for (u32 i = lane; i < DOWN_EIGHTS * B; i += WARP) {
+        u32 eight = warp * DOWN_EIGHTS + i / B, there = in_block(base(), eight / (OUT_ROWS / 8));
+        uint4 x = reinterpret_cast<const uint4 *>(staged)[i];
+        send(there + offset(s.down[rank]) + (eight % (OUT_ROWS / 8) * B + i % B) * 16, x, there + barrier(DOWN));
+    }
+}
+
+// x += down(hidden).
+__device__ void Decoder::add_down(u32 layer, const float *gamma) {
     u32 e = min(thread(), OUTS - 1);
     float sum = constants(layer)[DOWN_BIAS + Place(e).row];
     await<DOWN>();
 #pragma unroll
-    for (u32 i = 0; i < N; i++) sum += s.down[i][e];
+    for (u32 i = 0; i < N; i++) sum += to_float(s.down[i][e]);
     own += sum;
-    publish<RESIDUAL>(s.residual, layer + 1 < LAYERS ? constants(layer + 1) + GAMMA_1 : s.constants + FINAL_GAMMA);
+    publish<RESIDUAL>(s.residual, gamma);
 }
 
 // logits = final_norm(x) . token, to all blocks, which all pick every sequence's next token.
-__device__ void Decoder::head() {
-    Sums<HEAD_ROWS / 8> sums;
+__device__ void Decoder::head(u32 step) {
     const char *weights = a.stream + u64(N) * STREAM_BYTES + (rank * WARPS + warp) * HEAD_BYTES;
     uint2 w[HEAD_UNITS];
 #pragma unroll
     for (u32 i = 0; i < HEAD_UNITS; i++) w[i] = reinterpret_cast<const uint2 *>(weights + i * UNIT)[lane];
+    foresee(step + 1);
+    add_down(LAYERS - 1, s.constants + FINAL_GAMMA);
     await<RESIDUAL>();
-    sums.add(w, s.residual, warp * TILES);
-    sums.leave(s.partial[warp]);
+    product<HeadShare>(s.residual, w);
     meet<NORMED, NORM_THREADS>();
-    // To every block, a sequence's rows together.
+    each_normed<HeadShare>(s.constants + HEAD_AB, [&](u32 i, float2 x) { reinterpret_cast<float2 *>(s.head_rows)[i] = x; });
+    meet();
+    constexpr u32 VECTORS = HEAD_ROWS * B / 4;
 #pragma unroll
-    for (u32 i = thread(); i < HEAD_ROWS * B / 2 * N; i += THREADS) {
-        u32 e = i % (HEAD_ROWS * B / 2), v = rank * HEAD_ROWS + Place(2 * e).row, there = in_block(base(), i / (HEAD_ROWS * B / 2));
-        float2 x = normed(s.constants + HEAD_AB, e);
-        u32 at = there + offset(&s.logits[Place(2 * e).sequence][v]);
-        if (v < V) send(at, x.x, there + barrier(LOGITS));
-        if (v + 1 < V) send(at + sizeof(float), x.y, there + barrier(LOGITS));
+    for (u32 i = thread(); i < VECTORS * N; i += THREADS) {
+        u32 v = i % VECTORS, there = in_block(base(), i / VECTORS);
+        Place place(4 * v);
+        uint4 x = reinterpret_cast<const uint4 *>(s.head_rows)[v];
+        send(there + offset(&s.logits[place.sequence][rank * HEAD_ROWS + place.row]), x, there + barrier(LOGITS));
     }
     meet<NOISY, WARP>();
     await<LOGITS>();
@@ -232,62 +284,25 @@ __device__ void Decoder::pick(u32 n) {
 
 __device__ inline void generate(const BatchArguments &a, Shared &s) {
     Decoder decoder(a, s);
-    u32 first = s.first, count = s.count, issued = a.state->issued, n = threadIdx.x;
-    bool speaks = decoder.rank == 0 && n < count;
+    uint2 w_qkv[QKV_UNITS];
+    decoder.ring.read(w_qkv);
+    decoder.foresee(0);
 #pragma unroll 1
     for (u32 step = 0; step < a.steps; step++) {
-        decoder.embed(step);
+        decoder.embed();
 #pragma unroll 1
         for (u32 layer = 0; layer < LAYERS; layer++) {
-            decoder.attention(layer, step);
-            decoder.out(layer);
-            decoder.mlp(layer);
+            decoder.layer(layer, step, w_qkv);
+            if (layer + 1 < LAYERS) decoder.add_down(layer, decoder.constants(layer + 1) + GAMMA_1);
         }
-        decoder.head();
-        if (speaks) a.outbox[u64((issued + step) % a.slots) * a.batch + first + n] = u64(issued + step + 1) << 32 | s.token[n];
+        decoder.head(step);
     }
     if (decoder.rank > 0) return;
-    for (u32 i = threadIdx.x; i < count * V; i += THREADS) a.logits[u64(first) * V + i] = s.logits[i / V][i % V];
-    if (speaks) {
-        a.tokens[first + n] = s.token[n];
-        a.cursor[first + n] = {s.cursor[n].past + a.steps, s.cursor[n].step + a.steps, 1};
-    }
-}
-
-// The warps of norms: thread `thread` of theirs.
-__device__ inline void make_norms(const BatchArguments &a, Shared &s, u32 thread) {
-    u32 residual = 0, middle = 0, first = shared_address(s.arrived);
-#pragma unroll 1
-    for (u32 step = 0; step < a.steps; step++)
-#pragma unroll 1
-        for (u32 layer = 0; layer <= LAYERS; layer++) {
-            barrier_await_together(first + RESIDUAL * sizeof(u64), residual);
-            make_norms(s, s.residual, a.eps, thread);
-            __syncwarp();
-            help<NORMED, NORM_THREADS>();
-            residual ^= 1;
-            if (layer == LAYERS) continue;
-            barrier_await_together(first + MIDDLE * sizeof(u64), middle);
-            make_norms(s, s.middle, a.eps, thread);
-            __syncwarp();
-            help<NORMED, NORM_THREADS>();
-            middle ^= 1;
-        }
-}
-
-// The warp of noise: what each draw of a step adds to the scores, while the model runs.
-__device__ inline void make_noise(const BatchArguments &a, Shared &s) {
-#pragma unroll 1
-    for (u32 step = 0; step < a.steps; step++) {
-#pragma unroll 1
-        for (u32 i = threadIdx.x % WARP; i < s.count * V; i += WARP) {
-            u32 n = i / V;
-            if (!s.rule[n].greedy) s.noise[n][i % V] = gumbel(i % V, s.cursor[n].step + step, s.rule[n]);
-        }
-        __syncwarp();
-        help<NOISY, WARP>();
-        meet<PICKED, WARP>();
-    }
+    u32 n = threadIdx.x;
+    for (u32 i = n; i < s.count * V; i += THREADS) a.logits[u64(s.first) * V + i] = s.logits[i / V][i % V];
+    if (n >= s.count) return;
+    a.tokens[s.first + n] = s.token[n];
+    a.cursor[s.first + n] = {s.cursor[n].past + a.steps, s.cursor[n].step + a.steps, 1};
 }
 
 // Whoever is the last of the launch counts the rows issued: by then all have read the count.
@@ -309,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
             barrier_init(shared_address(&s.arrived[i]), 1);
             barrier_expect(shared_address(&s.arrived[i]), Decoder::bytes(i, rank));
         }
-        barrier_init(shared_address(&s.attended), WARPS);
+        barrier_init(shared_address(&s.near), WARP), barrier_init(shared_address(&s.attended), WARPS);
 #pragma unroll 1
         for (u32 i = 0; i < SLOTS_MAX; i++) barrier_init(shared_address(&s.full[i]), 1), barrier_init(shared_address(&s.empty[i]), WARPS);
         publish_barriers();
@@ -324,6 +339,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
         u32 v = i / (OUT_ROWS / 8), c = i % (OUT_ROWS / 8) * 8;
         *reinterpret_cast<uint4 *>(&s.table[v][c]) = *reinterpret_cast<const uint4 *>(a.token + u64(v) * C + rank * OUT_ROWS + c);
     }
+    for (u32 i = threadIdx.x; i < sizeof(Near) / sizeof(uint4); i += blockDim.x) reinterpret_cast<uint4 *>(&near_of(s))[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
     cluster_barrier();
     if (threadIdx.x < THREADS) {
@@ -333,8 +349,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
         give_registers<24>();
         u32 helper = threadIdx.x - THREADS;
         if (helper < NORM_THREADS) make_norms(a, s, helper);
-        else if (helper < NORM_THREADS + WARP) make_noise(a, s);
-        else if (helper == NORM_THREADS + WARP) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
+        else if (helper < 2 * WARP) make_noise(a, s);
+        else if (helper < 3 * WARP) bring_keys(a, s);
+        else if (helper == 3 * WARP) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
         __syncwarp();
     }
     __syncthreads();

@@ -5,33 +5,29 @@
 
 typedef WeightsOf<bf16> LayerWeights;
 
-// Row and column of element `i` of units of `rows` rows, tile by tile, counted from the first.
+// Row and column of element `i` of units of so many eights of rows, tile by tile, counted from the first.
 struct Position {
     u32 row, column;
-    __device__ Position(u32 i, u32 rows) {
+    __device__ Position(u32 i, u32 eights) {
         u32 unit = i / UNIT_LEN, lane = i % UNIT_LEN / 4;
-        row = unit % (rows / 8) * 8 + lane / 4, column = unit / (rows / 8) * 16 + lane % 4 * 4 + i % 4;
+        row = unit % eights * 8 + lane / 4, column = unit / eights * 16 + lane % 4 * 4 + i % 4;
     }
 };
 
+// Of element `i` of a warp's share of a product: row(the block's row)[column].
+template <typename S, typename Row> __device__ bf16 shared_out(u32 warp, u32 i, Row row) {
+    Position place(i, S::EIGHTS);
+    return row(S::first_row(warp) + place.row)[S::first_tile(warp) * 16 + place.column];
+}
+
 // Element `i` of a warp's layer.
 __device__ inline bf16 streamed(const LayerWeights &w, u32 rank, u32 warp, u32 i) {
-    u32 column = warp * (C / WARPS);
-    if (i < QKV_UNITS * UNIT_LEN) {
-        Position place(i, QKV_ROWS);
-        return qkv_row(w, rank * QKV_ROWS + place.row)[column + place.column];
-    }
+    if (i < QKV_UNITS * UNIT_LEN) return shared_out<QkvShare>(warp, i, [&](u32 row) { return qkv_row(w, rank * QKV_ROWS + row); });
     i -= QKV_UNITS * UNIT_LEN;
-    if (i < OUT_UNITS * UNIT_LEN) {
-        Position place(i, OUT_ROWS);
-        return w.out[u64(rank * OUT_ROWS + place.row) * C + column + place.column];
-    }
+    if (i < OUT_UNITS * UNIT_LEN) return shared_out<OutShare>(warp, i, [&](u32 row) { return w.out + u64(rank * OUT_ROWS + row) * C; });
     i -= OUT_UNITS * UNIT_LEN;
-    if (i < UP_UNITS * UNIT_LEN) {
-        Position place(i, UP_ROWS);
-        return w.up[u64(rank * UP_ROWS + place.row) * C + column + place.column];
-    }
-    Position place(i - UP_UNITS * UNIT_LEN, DOWN_EIGHTS * 8);
+    if (i < UP_UNITS * UNIT_LEN) return shared_out<UpShare>(warp, i, [&](u32 row) { return w.up + u64(rank * UP_ROWS + row) * C; });
+    Position place(i - UP_UNITS * UNIT_LEN, DOWN_EIGHTS);
     return w.down[u64(warp * DOWN_EIGHTS * 8 + place.row) * F + rank * UP_ROWS + place.column];
 }
 
@@ -39,7 +35,7 @@ __device__ inline bf16 streamed(const LayerWeights &w, u32 rank, u32 warp, u32 i
 extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(decode_batch_pack)(char *stream, const __grid_constant__ LayerWeights w, u32 layer) {
     u32 rank = blockIdx.x / WARPS, warp = blockIdx.x % WARPS;
     bf16 *mine = reinterpret_cast<bf16 *>(stream + u64(rank) * STREAM_BYTES) + u64(layer) * LAYER_UNITS * UNIT_LEN * WARPS;
-    constexpr u32 PART = Ring::UNITS * UNIT_LEN; // of a slot, a warp's
+    constexpr u32 PART = SLOT_UNITS * UNIT_LEN; // of a slot, a warp's
     for (u32 i = threadIdx.x; i < LAYER_UNITS * UNIT_LEN; i += blockDim.x)
         mine[(i / PART * WARPS + warp) * PART + i % PART] = streamed(w, rank, warp, i);
 }
@@ -70,10 +66,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     auto row = [&](u32 i) { return token + u64(min(rank * HEAD_ROWS + i, V - 1)) * C; };
     for (u32 i = warp; i < HEAD_ROWS; i += WARPS) norm_row(mine + HEAD_AB + 2 * i, row(i), gamma, beta, 0.0f);
     bf16 *weights = reinterpret_cast<bf16 *>(stream + u64(N) * STREAM_BYTES + rank * WARPS * HEAD_BYTES);
-    for (u32 i = threadIdx.x; i < HEAD_UNITS * WARPS * UNIT_LEN; i += blockDim.x) {
-        Position place(i % (HEAD_UNITS * UNIT_LEN), HEAD_ROWS);
-        weights[i] = row(place.row)[i / (HEAD_UNITS * UNIT_LEN) * (C / WARPS) + place.column];
-    }
+    for (u32 i = threadIdx.x; i < HEAD_UNITS * WARPS * UNIT_LEN; i += blockDim.x)
+        weights[i] = shared_out<HeadShare>(i / (HEAD_UNITS * UNIT_LEN), i % (HEAD_UNITS * UNIT_LEN), row);
 }
 
 // The mean of each row of the token embedding, then of the position embedding: a warp a row. Grid: V + P rows in blocks of 8 warps.

@@ -14,6 +14,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("barrier.cuh", include_str!("../cu/barrier.cuh")),
     ("batch_attention.cuh", include_str!("../cu/batch_attention.cuh")),
     ("batch_block.cuh", include_str!("../cu/batch_block.cuh")),
+    ("batch_helpers.cuh", include_str!("../cu/batch_helpers.cuh")),
     ("batch_layout.cuh", include_str!("../cu/batch_layout.cuh")),
     ("batch_product.cuh", include_str!("../cu/batch_product.cuh")),
     ("batch_ring.cuh", include_str!("../cu/batch_ring.cuh")),
