@@ -96,7 +96,7 @@ fn row(case: &Case, target: Target, mode: Mode, output: &Output, produced: &[Pro
     let (feed, visible) = match mode {
         Mode::Verb | Mode::Strided | Mode::Wide | Mode::Plain => (Feed::FreeRunning, true),
         Mode::Fused | Mode::Ragged | Mode::Decode | Mode::Grid | Mode::Shards | Mode::Steps | Mode::Batch => {
-            (Feed::FreeRunning, matches!(output.name.as_str(), "y" | "logits" | "generated"))
+            (Feed::FreeRunning, matches!(output.name.as_str(), "y" | "logits" | "generated" | "tokens"))
         }
         Mode::Injected => (Feed::Injected, output.injected.is_some()),
     };

@@ -3,11 +3,11 @@
 // For models whose weights exceed a few multiprocessors' memory, and for GPUs without clusters (from sm_80 on). A program of its own, compiled for
 // one model: grid_model.cuh lists the constants. Grid: GRID_BLOCKS blocks of THREADS = 32 (GRID_WARPS + GRID_FINISHERS + 1) threads, all resident
 // at once (one a multiprocessor: a cooperative launch sees to it), with GRID_SHARED bytes of dynamic shared memory. The exchange needs
-// 16 GRID_EXCHANGE_WORDS bytes, GridState 8; both zero before the first launch, and of no other use.
+// 16 GRID_EXCHANGE_WORDS bytes, GridState 12; both zero before the first launch, and of no other use.
 //
 // A block: GRID_WARPS warps multiply, each its columns of all the block's rows; GRID_FINISHERS add their sums, finish and send; 1 fetches
 // weights into the ring (grid_ring.cuh). Per layer five results travel (grid_exchange.cuh): q, k, v to the tasks of attention, its result, the
-// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token each finisher's best pick. Residual
+// residual stream after attention, the MLP's activations, the residual stream after the MLP; per token what grid_pick.cuh says. Residual
 // rows stay with their block. Rule, tokens, outbox and cursor are sample.cu's. A token below the vocabulary must stand in `tokens`.
 //
 // Sums have a fixed order: results repeat to the bit on the same number of blocks. Launcher: src/decoder/grid.rs.
@@ -56,66 +56,33 @@ template <Stage S> struct Send {
     }
 };
 
-// Logits: kept, and the best pick among them.
-struct Choose {
-    const Rule &rule;
-    float *logits;
-    u32 step, first;
-    float noise = 0;
-    u64 best = 0;
+// Logits: kept.
+struct Keep {
+    float *logits; // of the block's rows
 
-    __device__ Choose(const Rule &rule, float *logits, u32 step) : rule(rule), logits(logits), step(step), first(share(HEAD, blockIdx.x).first) {}
-    __device__ void prepare(u32 row, bool valid) {
-        if (!rule.s.greedy && !rule.exact && valid) noise = gumbel(first + row, step, rule.s);
-    }
+    __device__ void prepare(u32, bool) {}
     __device__ void operator()(u32 row, float sum, bool valid) {
-        if (!valid) return;
-        logits[first + row] = sum;
-        best = max(best, rank(rule.s.score(sum) + noise, first + row));
+        if (valid) logits[row] = sum;
     }
 };
 
-// Whether a block's finisher has rows of logits.
-__device__ inline bool picks(u32 block, u32 finisher) { return rows_of(HEAD, block) > finisher * FINISHER_ROWS; }
-
-__device__ inline u64 lanes_best(u64 best) {
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(ALL_LANES, best, lanes));
-    return best;
-}
-
-// All workers agree on the token. `best` is shared memory: a place for each multiplying warp.
-__device__ inline u32 agree(const Block &b, const Token &t, u64 *best) {
-    Rule rule(b.g.rule);
-    uint4 *words = words_at(b.g.exchange, AT_PICK, t.epoch, b.block), *token_word = words_at(b.g.exchange, AT_TOKEN, t.epoch, 0);
-    if (b.warp < WARPS) {
-        u64 mine = 0;
-        for (u32 start = b.warp * WARP; start < BLOCKS * FINISHERS; start += WARPS * WARP) {
-            u32 i = start + b.lane;
-            const uint4 *at[] = {words + i};
-            uint4 v[1];
-            bool there = i < BLOCKS * FINISHERS && picks(i / FINISHERS, i % FINISHERS);
-            receive(v, at, t.epoch, there);
-            if (there) mine = max(mine, u64(v[0].y) << 32 | v[0].x);
-        }
-        mine = lanes_best(mine);
-        if (b.lane == 0) best[b.warp] = mine;
+// The token that follows. What pickers need besides the logits they make while those are on their way.
+__device__ inline u32 pick(const Block &b, Token &t) {
+    __shared__ PickShared shared;
+    __shared__ u32 token;
+    if (b.warp < PICKERS / WARP) {
+        Sampling rule = uniform(sampling(VOCAB, 0, *b.g.rule));
+        Share rows = share(HEAD, blockIdx.x);
+        HeadScores scores(rule, {shared, b.g.exchange + AT_PICKS, t.round}, rows.first, rows.count, t.step);
+        sync_workers();
+        scores.read(b.g.logits + rows.first);
+        u32 picked = scores.pick();
+        if (threadIdx.x == 0) token = picked;
+    } else {
+        sync_workers();
     }
     sync_workers();
-    u64 pick_of_all = 0;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) pick_of_all = max(pick_of_all, best[w]);
-    if (!ALL_HELD || !rule.exact) return 0xffffffffu - u32(pick_of_all);
-    if (blockIdx.x == 0 && threadIdx.x < Samplers::THREADS) {
-        __shared__ u64 shared[Samplers::WARPS];
-        __threadfence(); // the logits were written before the picks were sent, with a fence between
-        LogitScores<SCORES_HELD> scores(rule.s, {shared}, b.g.logits, t.step);
-        u32 token = scores.pick();
-        if (threadIdx.x == 0) send(token_word, token, 0, 0, t.epoch);
-    }
-    const uint4 *at[] = {token_word};
-    uint4 v[1];
-    receive(v, at, t.epoch);
-    return v[0].x;
+    return token;
 }
 
 // A multiplying warp's part of a token.
@@ -166,15 +133,7 @@ __device__ inline void finish_token(Block &b, u32 &task_count, Token &t, Biases 
         finish<UP>(b, Send<UP>(b, AT_HIDDEN, layer.up_bias, biases.up, epoch));
         finish<DOWN>(b, Send<DOWN>(b, AT_RESIDUAL, layer.down_bias, biases.down, epoch));
     }
-    Rule rule(g.rule);
-    Choose choose(rule, g.logits, t.step);
-    finish<HEAD>(b, choose);
-    u32 finisher = b.warp - WARPS;
-    if (!picks(blockIdx.x, finisher)) return;
-    if (rule.exact) __threadfence();
-    u64 best = lanes_best(choose.best);
-    if (b.lane < REPLICAS)
-        send(words_at(g.exchange, AT_PICK, t.epoch, b.lane) + blockIdx.x * FINISHERS + finisher, u32(best), u32(best >> 32), 0, t.epoch);
+    finish<HEAD>(b, Keep{g.logits + share(HEAD, blockIdx.x).first});
 }
 
 __device__ inline void decode_grid(const GridArguments &g) {
@@ -191,7 +150,7 @@ __device__ inline void decode_grid(const GridArguments &g) {
 #endif
     }
     for (u32 at = threadIdx.x * 16; at < WARPS * INPUT_BYTES; at += THREADS * 16) *shared<uint4>(AT_INPUTS + at) = make_uint4(0, 0, 0, 0);
-    Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch};
+    Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch, g.state->round};
     u32 issued = g.rule->issued, task_count = 0, first_epoch = t.epoch;
     __syncthreads();
     if (warp == WARPS + FINISHERS) {
@@ -202,10 +161,9 @@ __device__ inline void decode_grid(const GridArguments &g) {
         for (u32 i = 0; i < g.steps; i++) {
             if (warp < WARPS) multiply_token(b, task_count, t);
             else finish_token(b, task_count, t, next);
-            if (!ALL_HELD && !g.picks) break;
-            t.id = agree(b, t, shared<u64>(AT_BEST) + i % 2 * WARPS);
+            t.id = pick(b, t);
             t.past++, t.step++;
-            if (blockIdx.x == 0 && warp == WARPS && b.lane == 0) deliver(g, t, issued++);
+            if (blockIdx.x == 0 && threadIdx.x == 0) deliver(g, t, issued++);
         }
     }
     __syncthreads();

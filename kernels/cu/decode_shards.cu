@@ -8,7 +8,7 @@
 // A handoff's buffer is free again before its next values come: they need, through the handoffs between, something of every warp that reads it.
 //
 // Grid: GRID_BLOCKS blocks in clusters of N, all resident at once, each of 8 warps that compute and 4 that fill the ring; constants and
-// limits: shard_layout.cuh. The exchange needs 16 GRID_EXCHANGE_WORDS bytes, GridState 8; both zero before the first launch. Needs sm_90.
+// limits: shard_layout.cuh. The exchange needs 16 GRID_EXCHANGE_WORDS bytes, GridState 12; both zero before the first launch. Needs sm_90.
 // Sums have a fixed order: results repeat to the bit. Launcher: src/decoder/grid.rs.
 #include "shard_attention.cuh"
 
@@ -75,24 +75,25 @@ __device__ void Worker::mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u3
     if (layer + 1 < LAYERS) begin(next, layer + 1, past);
 }
 
-// logits = final_norm(x) . token: kept, and the warp's best pick among its rows.
-__device__ u64 Worker::head(const Rule &rule, u32 step) {
+// logits = final_norm(x) . token, those of the block's rows.
+__device__ void Worker::head() {
     constexpr u32 ROWS = warp_rows_max(HEAD), EACH = section_rows(HEAD), AT_ONCE = smaller(ROWS, EACH);
-    Part part = warp_rows(HEAD, cluster, rank, warp);
+    Part part = warp_rows(HEAD, cluster, rank, warp), block = block_rows(HEAD, cluster, rank);
+    auto ab_of = [&](u32 first) { return sums[LAYERS * LAYER_SUMS + smaller(part.first + first + lane % LANES<AT_ONCE>, VOCAB - 1)]; };
+    float2 next = ab_of(0);
     float4 x[chunks(HEAD)];
     await<RESIDUAL>();
     read(x, s.residual);
 #pragma unroll
     for (int lanes = 1; lanes < WARP; lanes *= 2) moments.add_lane(lanes);
     float2 norm = statistics();
-    u64 best = 0;
 #pragma unroll 1
     for (u32 first = 0; first < ROWS; first += AT_ONCE) {
-        u32 row = first + lane % LANES<AT_ONCE>, token = smaller(part.first + row, VOCAB - 1);
-        bool valid = lane < AT_ONCE && row < part.count, read = false;
-        float2 ab = sums[LAYERS * LAYER_SUMS + token];
-        float noise = 0, sum[AT_ONCE] = {};
-        if (!rule.s.greedy && !rule.exact && valid) noise = gumbel(token, step, rule.s);
+        u32 row = first + lane % LANES<AT_ONCE>, token = part.first + row;
+        bool read = false;
+        float2 ab = next;
+        next = ab_of(first + AT_ONCE);
+        float sum[AT_ONCE] = {};
         reader.await(0);
         const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(0)) + lane;
 #pragma unroll
@@ -103,41 +104,19 @@ __device__ u64 Worker::head(const Rule &rule, u32 step) {
         }
         reader.release(1, read);
         float logit = fmaf(norm.y, fmaf(-norm.x, ab.x, spread_sum(sum)), ab.y);
-        if (!valid) continue;
-        g.logits[token] = logit;
-        best = max(best, ::rank(rule.s.score(logit) + noise, token));
+        if (lane < AT_ONCE && row < part.count) s.logits[token - block.first] = g.logits[token] = logit;
     }
-    if (rule.exact) __threadfence();
-    return warp_max(best);
 }
 
-// All warps agree on the token: within the cluster, then block i of each cluster with those of the others.
-__device__ u32 Worker::agree(const Rule &rule, u64 best, const Token &t) {
-    if (lane < N) {
-        u32 there = in_block(base(), lane);
-        send(there + offset(&s.best[rank * WARPS + warp]), __uint_as_float(u32(best)), __uint_as_float(u32(best >> 32)), there + barrier(BEST));
-    }
-    await<BEST>();
-    best = 0;
-    for (u32 i = lane; i < N * WARPS; i += WARP) best = max(best, s.best[i]);
-    best = warp_max(best);
-    uint4 *picks = g.exchange + PICKS_START + (t.step % 2 * N + rank) * SHARDS, *token_word = g.exchange + TOKEN_START + t.step % 2;
-    if (warp == 0 && lane == 0) send(picks + cluster, u32(best), u32(best >> 32), 0, t.epoch);
-    const uint4 *at[] = {picks + smaller(lane, SHARDS - 1)};
-    uint4 v[1];
-    ::receive(v, at, t.epoch);
-    best = warp_max(u64(v[0].y) << 32 | v[0].x);
-    if (!ALL_HELD || !rule.exact) return token_of(best);
-    if (blockIdx.x == 0) {
-        __shared__ u64 shared[Samplers::WARPS];
-        __threadfence(); // the logits were written before the picks were sent, with a fence between
-        LogitScores<SCORES_HELD> scores(rule.s, {shared}, g.logits, t.step);
-        u32 token = scores.pick();
-        if (threadIdx.x == 0) send(token_word, token, 0, 0, t.epoch);
-    }
-    const uint4 *word[] = {token_word};
-    ::receive(v, word, t.epoch);
-    return v[0].x;
+// All blocks agree on the token.
+__device__ u32 Worker::pick(Token &t) {
+    __shared__ PickShared shared;
+    Sampling rule = uniform(s.rule);
+    Part part = block_rows(HEAD, cluster, rank);
+    HeadScores scores(rule, {shared, g.exchange + PICKS_START, t.round}, part.first, part.count, t.step);
+    head();
+    scores.read(s.logits);
+    return scores.pick();
 }
 
 __device__ inline void generate(const GridArguments &g, const float2 *sums, Shared &s, Token t) {
@@ -155,10 +134,7 @@ __device__ inline void generate(const GridArguments &g, const float2 *sums, Shar
             worker.attention(ahead, held, layer, t.past, t.epoch);
             worker.mlp(held, ahead, layer, t.past, t.epoch);
         }
-        Rule rule = s.rule;
-        u64 best = worker.head(rule, t.step);
-        if (!ALL_HELD && !g.picks) return;
-        t.id = worker.agree(rule, best, t);
+        t.id = worker.pick(t);
         t.past++, t.step++;
         if (blockIdx.x == 0 && threadIdx.x == 0) deliver(g, t, issued++);
     }
@@ -177,7 +153,7 @@ __device__ inline void prepare(const GridArguments &g, Shared &s) {
         for (u32 i = 0; i < SLOTS; i++) barrier_init(shared_address(&s.full[i]), FETCHERS), barrier_init(shared_address(&s.empty[i]), WARPS);
         publish_barriers();
         s.layers[LAYERS].norm1_weight = g.norm_weight;
-        s.rule = Rule(g.rule);
+        s.rule = sampling(VOCAB, 0, *g.rule);
     }
     for (u32 i = threadIdx.x; i < sizeof(s.core_mass) / sizeof(Mass); i += THREADS_ALL) s.core_mass[0][i] = {0, 1};
     for (u32 i = threadIdx.x; i < LAYERS * sizeof(Layer) / 8; i += THREADS_ALL)
@@ -190,7 +166,7 @@ __device__ inline void prepare(const GridArguments &g, Shared &s) {
 extern "C" __global__ void __launch_bounds__(THREADS_ALL, 1) ENTRY(decode_shards)(const __grid_constant__ GridArguments g, const float2 *sums) {
     extern __shared__ __align__(128) char memory[];
     Shared &s = *reinterpret_cast<Shared *>(memory);
-    Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch};
+    Token t = {g.tokens[0], g.cursor->past, g.cursor->step, g.state->epoch, g.state->round};
     u32 first_epoch = t.epoch;
     prepare(g, s);
     // Those that compute take registers from those that fetch.

@@ -5,18 +5,17 @@
 // again two epochs later, after every result that anybody made from it has been needed by all: so it is free by then.
 #pragma once
 #include "grid_share.cuh"
-#include "grid_words.cuh"
+#include "grid_pick.cuh"
 
 // Where the words of a parity lie. Attention's are those of all heads, once for each piece: CORE_PACK values and what they weigh, in bf16 as the
 // logarithm, in float as maximum and total.
 constexpr u32 CORE_PACK = HALF ? 4 : 1, CORE_WORDS = C / CORE_PACK;
 constexpr u32 AT_QKV = 0, AT_CORE = AT_QKV + words(QKV), AT_MIDDLE = AT_CORE + SPLITS * CORE_WORDS;
 constexpr u32 AT_HIDDEN = AT_MIDDLE + words(OUT), AT_RESIDUAL = AT_HIDDEN + words(UP);
-constexpr u32 AT_PICK = AT_RESIDUAL + words(DOWN), AT_TOKEN = AT_PICK + BLOCKS * FINISHERS;
-constexpr u32 COPY_WORDS = AT_TOKEN + 1;
+constexpr u32 COPY_WORDS = AT_RESIDUAL + words(DOWN);
 
 // Words that all blocks read are there REPLICAS times, so that not all of them poll the same lines: block b reads copy b % REPLICAS.
-constexpr u32 REPLICAS = 6, EXCHANGE_WORDS = 2 * REPLICAS * COPY_WORDS;
+constexpr u32 REPLICAS = 6, AT_PICKS = 2 * REPLICAS * COPY_WORDS, EXCHANGE_WORDS = AT_PICKS + PICK_WORDS;
 static_assert(EXCHANGE_WORDS == GRID_EXCHANGE_WORDS, "the host counts the words as we do");
 
 __device__ inline uint4 *words_at(uint4 *exchange, u32 at, u32 epoch, u32 copy) {

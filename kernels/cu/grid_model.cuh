@@ -46,9 +46,9 @@ struct Layer {
     Element *keys, *values;
 };
 
-// Kept between launches, zero at first: the last epoch used, and blocks that have finished.
+// Kept between launches, zero at first: the last epoch used, the last round of picking, and blocks that have finished.
 struct GridState {
-    u32 epoch, finished;
+    u32 epoch, round, finished;
 };
 
 struct OutboxState;
@@ -65,6 +65,5 @@ struct GridArguments {
     float *logits;                             // [V], of the last token
     u32 steps, slots;                          // tokens to make; past + steps must not exceed the context
     float eps;
-    u32 picks;                                 // 0: there is one step, and sample.cu picks behind it
 };
-static_assert(sizeof(Layer) == 120 && sizeof(GridArguments) == 112, "both are laid out in Rust");
+static_assert(sizeof(Layer) == 120 && sizeof(GridArguments) == 112 && sizeof(GridState) == 12, "both are laid out in Rust");

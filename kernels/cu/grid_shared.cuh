@@ -7,7 +7,6 @@
 //   residual    [rows_max(OUT)] float  the block's own rows of the residual stream
 //   stream      [C] float  the residual stream, for its mean and variance
 //   spans       [WARPS] float2  maximum and total of a warp's scores
-//   best        [2][WARPS] u64  the warps' best picks
 //   barriers    see below
 //   norms       [2][2][C] Element  a norm's weight and bias, in two places by turns
 //   slots       [SLOTS][SLOT_BYTES]  the ring of weights: whole rows, each half a line of all banks further on than the one before, so that
@@ -36,7 +35,7 @@ constexpr u32 INPUT_BYTES = AT_WIDE_INPUT + groups_max(F) * GROUP_BYTES;
 constexpr u32 AT_INPUTS = 0, AT_QUERIES = AT_INPUTS + WARPS * INPUT_BYTES, AT_PARTIAL = AT_QUERIES + WARPS * D * 4;
 constexpr u32 AT_CORE_SUMS = AT_PARTIAL + 2 * PARTIAL_SUMS * 4;
 constexpr u32 AT_OWN = AT_CORE_SUMS + (WARPS + FINISHERS) * CORE_SUMS * 4, AT_STREAM = AT_OWN + divide_up(rows_max(OUT), 4) * 16;
-constexpr u32 AT_SPANS = AT_STREAM + C * 4, AT_BEST = AT_SPANS + WARPS * 8, AT_NORMS = AT_BEST + 2 * WARPS * 8;
+constexpr u32 AT_SPANS = AT_STREAM + C * 4, AT_NORMS = AT_SPANS + WARPS * 8;
 constexpr u32 AT_BARRIERS = AT_NORMS + 2 * 2 * C * sizeof(Element);
 
 // Barriers by number. Those of the ring are two a slot.

@@ -1,5 +1,6 @@
 // Words of 16 bytes in L2 that say themselves when they are there: 12 bytes of values and the epoch they belong to, written and read as one. A reader
-// polls the words it needs: no fence, no counter.
+// polls the words it needs: no fence, no counter. All three values must be of use to it: for a word that is needed in part, the assembler makes
+// several loads, which may see different words.
 #pragma once
 #include "grid_model.cuh"
 

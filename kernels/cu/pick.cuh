@@ -4,7 +4,6 @@
 // it is ready before they are. Top-k and top-p need no sort: of all scores the winner is drawn, and where the rule does not keep it, it keeps none
 // as small either, and the next is drawn among the larger ones. That takes 1 + ln(1 / m) draws on average, m being the softmax mass of what is kept.
 // Scores compare as integers that sort as the floats do, and masses are sums of integers: ties stay together, and whoever picks, picks the same.
-// The grid decoder still searches for thresholds (grid_pick.cuh).
 #pragma once
 #include "common.cuh"
 
@@ -80,32 +79,32 @@ __device__ inline u64 warp_max(u64 x) {
     return u64(high) << 32 | warp_max(u32(x >> 32) == high ? u32(x) : 0);
 }
 
-// Who picks together: a block of COUNT threads.
-template <u32 COUNT> struct WholeBlock {
+// The rule, known to be the same in all lanes. What loops depend on must be: else the compiler has all that follows them done lane by lane.
+__device__ inline Sampling uniform(Sampling s) {
+    s.top_k = warp_max(s.top_k), s.top_p = __uint_as_float(warp_max(__float_as_uint(s.top_p))), s.greedy = __any_sync(ALL_LANES, s.greedy);
+    return s;
+}
+
+// Who picks together: the first COUNT threads of a block, which meet at a barrier of this number.
+template <u32 COUNT, u32 BARRIER = 0> struct WholeBlock {
     static constexpr u32 THREADS = COUNT, WARPS = THREADS / WARP;
     u64 *shared; // [WARPS]
 
     __device__ static u32 index() { return threadIdx.x; }
-    // `join` of all threads' values, of a warp's values by `of_warp`.
-    template <typename V, typename OfWarp, typename Join> __device__ V all(V x, OfWarp of_warp, Join join) const {
+    __device__ static void sync() { asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(COUNT) : "memory"); }
+    // What `of_warp` makes of all threads' values: it takes those of a warp, and 0 changes nothing.
+    template <typename V, typename OfWarp> __device__ V all(V x, OfWarp of_warp) const {
+        u32 lane = threadIdx.x % WARP;
         x = of_warp(x);
-        if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-        __syncthreads();
-        x = V(shared[0]);
-#pragma unroll
-        for (u32 w = 1; w < WARPS; w++) x = join(x, V(shared[w]));
-        __syncthreads();
+        if (lane == 0) shared[threadIdx.x / WARP] = x;
+        sync();
+        x = of_warp(lane < WARPS ? V(shared[lane]) : V(0));
+        sync();
         return x;
     }
-    __device__ u64 sum(u64 x) const {
-        return all(x, [](u64 v) { return warp_sum(v); }, [](u64 a, u64 b) { return a + b; });
-    }
-    __device__ u32 sum(u32 x) const {
-        return all(x, [](u32 v) { return warp_count(v); }, [](u32 a, u32 b) { return a + b; });
-    }
-    template <typename V> __device__ V max(V x) const {
-        return all(x, [](V v) { return warp_max(v); }, [](V a, V b) { return ::max(a, b); });
-    }
+    __device__ u64 sum(u64 x) const { return all(x, [](u64 v) { return warp_sum(v); }); }
+    __device__ u32 sum(u32 x) const { return all(x, [](u32 v) { return warp_count(v); }); }
+    template <typename V> __device__ V max(V x) const { return all(x, [](V v) { return warp_max(v); }); }
 };
 
 // A warp, alone.
@@ -134,6 +133,7 @@ struct Masses {
 
 // The largest key that `wanted` of the scores reach, where `low` is reached by as many and `high` by fewer. Few rounds find one below it.
 template <typename Count> __device__ u32 kth_key(u32 wanted, u32 low, u32 high, u32 rounds, Count count) {
+#pragma unroll 1
     for (; high - low > 1 && rounds > 0; rounds--) {
         u32 middle = low + (high - low) / 2, reached = count(middle);
         (reached >= wanted ? low : high) = middle;
@@ -157,7 +157,7 @@ template <typename Scores> __device__ u32 choose(const Sampling &s, const Scores
         } else {
             kept = scores.count(key + 1) < s.top_k;
         }
-        if (kept) return token_of(best);
+        if (__any_sync(ALL_LANES, kept)) return token_of(best);
         best = scores.draw(max(key + 1, least));
     }
 }

@@ -72,8 +72,10 @@ __device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 p
             if (r < qkv.count && piece < SPLITS) send(there + to, value, there + barrier(QUERY));
         }
     }
-    load<OUT>(held);
+    // Weights that are not there yet arrive while attention is made.
+    if constexpr (LAYER_HELD) load<OUT>(held);
     if (has_head) core(Cache(at), ahead.cached, past);
+    if constexpr (!LAYER_HELD) load<OUT>(held);
     float4 x[chunks(OUT)];
     float sum[warp_rows_max(OUT)];
     if (heads.count > 0) await<CORE>();

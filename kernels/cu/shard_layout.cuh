@@ -9,7 +9,7 @@
 #include "spread.cuh"
 
 constexpr u32 N = GRID_CLUSTER, SHARDS = BLOCKS / N, WORKERS = WARPS * WARP;
-static_assert(BLOCKS % N == 0 && WARPS == 8, "whole clusters; sampling takes eight warps");
+static_assert(BLOCKS % N == 0 && WORKERS == PICKERS, "whole clusters; all that compute pick");
 
 // A stretch of rows, columns or heads.
 struct Part {
@@ -87,8 +87,8 @@ __device__ constexpr u32 held_rows(Stage s) {
 // ---- shared memory ----
 
 // What blocks of a cluster hand each other. Each has a barrier and a buffer.
-enum Handoff { RESIDUAL, QUERY, CORE, MIDDLE, HIDDEN, BEST, HANDOFFS };
-CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "hidden", "picks",
+enum Handoff { RESIDUAL, QUERY, CORE, MIDDLE, HIDDEN, HANDOFFS };
+CLOCK_NAMES("residual", "q, k, v", "attention", "residual between sublayers", "hidden",
             "sums of out, all clusters", "sums of down, all clusters")
 constexpr u32 SLOTS_MAX = 32;
 
@@ -110,9 +110,9 @@ struct Shared {
     alignas(16) float hidden[chunks(DOWN) * CHUNK];
     alignas(16) float part[WARPS][D];                      // of this block's piece, warp by warp
     alignas(16) Mass part_mass[WARPS];
-    alignas(16) u64 best[N * WARPS];
+    alignas(16) float logits[HEAD_ROWS];                   // of this block
     alignas(16) Layer layers[LAYERS + 1];                  // of the last only the norm
-    Rule rule;
+    Sampling rule;
 };
 constexpr u32 RING_START = divide_up(sizeof(Shared), 128) * 128;
 static_assert(RING_START + 4 * SLOT_BYTES + MARGIN <= GRID_SHARED, "a ring fits");
@@ -131,7 +131,6 @@ constexpr u32 LAYER_SUMS = 3 * C + F, SUMS = LAYERS * LAYER_SUMS + VOCAB;
 
 // ---- what clusters hand each other, through L2 ----
 
-// Partial sums, a word of value and epoch for each row of each cluster, of OUT and of DOWN; picks, two by turns, a word for each cluster in as many
-// copies as a cluster has blocks; the token that one block picked.
-constexpr u32 PICKS_START = SHARDS * C, TOKEN_START = PICKS_START + 2 * N * SHARDS, EXCHANGE_WORDS = TOKEN_START + 2; // in words of 16 bytes
+// Partial sums, half a word of value and epoch for each row of each cluster, of OUT and of DOWN; what blocks tell each other for the pick.
+constexpr u32 PICKS_START = SHARDS * C, EXCHANGE_WORDS = PICKS_START + PICK_WORDS; // in words of 16 bytes
 static_assert(EXCHANGE_WORDS == GRID_EXCHANGE_WORDS, "the host counts the words as we do");

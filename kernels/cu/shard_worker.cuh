@@ -69,7 +69,6 @@ struct Worker {
         return handoff == QUERY    ? 3 * D * sizeof(float)
                : handoff == CORE   ? SPLITS * heads_of(cluster).count * (D * sizeof(Element) + sizeof(Mass))
                : handoff == HIDDEN ? units_of(cluster).count * sizeof(float)
-               : handoff == BEST   ? N * WARPS * sizeof(u64)
                                    : C * sizeof(float) + N * WARPS * sizeof(float2);
     }
     // Waits for a handoff and makes its barrier ready for the next.
@@ -175,8 +174,8 @@ struct Worker {
     __device__ void core_row(float4 (&x)[chunks(OUT)]) const;
     __device__ void mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u32 epoch);
     template <u32 BUFFER, typename Meanwhile> __device__ float reduce(float partial, u32 epoch, Meanwhile meanwhile);
-    __device__ u64 head(const Rule &rule, u32 step);
-    __device__ u32 agree(const Rule &rule, u64 best, const Token &t);
+    __device__ void head();
+    __device__ u32 pick(Token &t);
 };
 
 // Adds up the clusters' partial sums of the warp's rows: publishes ours and brings the others'. All lanes of a row get its sum. `meanwhile` is

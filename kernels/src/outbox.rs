@@ -35,9 +35,6 @@ pub struct Outbox {
     taken: u32,
     ring: Pinned,
     pub(crate) state: Buffer<u32>,
-    /// Of the rules that `state` holds and that are not greedy: the least top-k that is on, and whether top-p is.
-    top_k_min: u32,
-    top_p: bool,
 }
 
 impl Outbox {
@@ -54,7 +51,7 @@ impl Outbox {
     pub fn new(device: &Device, slots: usize, batch: usize) -> Result<Self> {
         let state = Buffer::zeroed(device, Self::state_len(batch))?;
         let ring = Pinned::zeroed(device, slots * batch)?;
-        Ok(Self { slots, batch, taken: 0, ring, state, top_k_min: u32::MAX, top_p: false })
+        Ok(Self { slots, batch, taken: 0, ring, state })
     }
 
     /// Sets the rules that tokens are picked by from now on, one a row.
@@ -62,22 +59,12 @@ impl Outbox {
     /// # Errors
     /// The driver's.
     pub fn set_rules(&mut self, rules: impl Iterator<Item = SampleRule>) -> Result<()> {
-        (self.top_k_min, self.top_p) = (u32::MAX, false);
         let words = rules.map(|SampleRule { temperature, top_k, top_p, seed }| {
-            if temperature != 0.0 {
-                self.top_k_min = self.top_k_min.min(if top_k == 0 { u32::MAX } else { top_k });
-                self.top_p |= top_p < 1.0;
-            }
             [top_k, seed as u32, (seed >> 32) as u32, temperature.to_bits(), top_p.to_bits()]
         });
         let words: Vec<[u32; RULE_LEN]> = words.collect();
         assert_eq!(words.len(), self.batch, "a rule for each row");
         self.state.write_from(COUNTS_LEN, words.as_flattened())
-    }
-
-    /// Whether a rule leaves some of `vocab` tokens out.
-    pub(crate) fn keeps_part(&self, vocab: usize) -> bool {
-        self.top_p || (self.top_k_min as usize) < vocab
     }
 
     /// Rows of tokens that one sampling launch writes.

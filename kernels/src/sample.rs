@@ -17,7 +17,7 @@ struct SampleShape {
 const _: () = assert!(size_of::<SampleShape>() == 8);
 
 /// Logits that a block of 256 threads holds in registers.
-pub(crate) const HELD_MAX: usize = 4 * 256;
+const HELD_MAX: usize = 4 * 256;
 
 /// Picks a token a row of `logits: [B, V]` by the row's rule of the outbox, writes it to `tokens: [B]` and the outbox, and advances each
 /// sequence's cursor: past by its length, step by 1; the next pass has a length of 1. `cursor: [B, 3]`.

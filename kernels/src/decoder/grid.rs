@@ -13,7 +13,6 @@ use crate::driver::check;
 use crate::element::Element;
 use crate::entry::DecoderEntry;
 use crate::error::Result;
-use crate::sample;
 
 /// The kernels of a decoder over the whole GPU, compiled for its layout and loaded.
 #[derive(Clone)]
@@ -104,7 +103,7 @@ pub struct GridDecoder<E: Element> {
 
 impl<E: Element> GridDecoder<E> {
     /// Elements of `state`: `GridState` of `cu/grid_model.cuh`.
-    pub const STATE_LEN: usize = 2;
+    pub const STATE_LEN: usize = 3;
     /// Elements of `table` for a layer: `Layer` of `cu/grid_model.cuh`, 15 addresses.
     pub const TABLE_LEN: usize = 2 * 15;
 
@@ -136,7 +135,7 @@ impl<E: Element> GridDecoder<E> {
     /// See [`super::Decoder::run`].
     pub(super) fn run<'a>(
         &mut self,
-        mut generation: Generation<'_, E>,
+        generation: Generation<'_, E>,
         layers: impl ExactSizeIterator<Item = LayerState<'a, E>>,
         steps: usize,
     ) -> Result<()>
@@ -151,22 +150,7 @@ impl<E: Element> GridDecoder<E> {
         if self.set_table(layers)? {
             self.add_up(&generation)?;
         }
-        let vocab = self.kernels.layout().shape().vocab;
-        if vocab <= sample::HELD_MAX || !generation.outbox.keeps_part(vocab) {
-            return self.launch(&generation, steps, true);
-        }
-        // No block can hold so many logits: `sample` picks behind each step.
-        for _ in 0..steps {
-            self.launch(&generation, 1, false)?;
-            let Generation { outbox, tokens, cursor, logits, .. } = &mut generation;
-            sample::sample(&self.kernels.0.device, outbox, tokens, cursor, logits, vocab)?;
-        }
-        Ok(())
-    }
-
-    /// `steps` steps; without `picks` there is one, and nothing is sampled.
-    fn launch(&self, generation: &Generation<'_, E>, steps: u32, picks: bool) -> Result<()> {
-        let arguments = self.arguments(generation, steps, picks);
+        let arguments = self.arguments(&generation, steps);
         let kernels = &self.kernels.0;
         let sums = self.sums.as_ref().map_or(0, Buffer::address);
         let name = kernels.layout.entry().name();
@@ -219,7 +203,7 @@ impl<E: Element> GridDecoder<E> {
         Ok(changed)
     }
 
-    fn arguments(&self, generation: &Generation<'_, E>, steps: u32, picks: bool) -> GridArguments {
+    fn arguments(&self, generation: &Generation<'_, E>, steps: u32) -> GridArguments {
         let Generation { token, position, final_norm, logits, tokens, cursor, outbox, eps } = generation;
         GridArguments {
             layers: self.table.address(),
@@ -236,7 +220,6 @@ impl<E: Element> GridDecoder<E> {
             steps,
             slots: outbox.slots(),
             eps: *eps,
-            picks: picks.into(),
         }
     }
 }
@@ -258,6 +241,5 @@ struct GridArguments {
     steps: u32,
     slots: u32,
     eps: f32,
-    picks: u32,
 }
 const _: () = assert!(size_of::<GridArguments>() == 112);

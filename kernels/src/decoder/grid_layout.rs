@@ -2,6 +2,7 @@
 //! `cu/grid_exchange.cuh`.
 
 use super::ModelShape;
+use super::spread::{PICK_BYTES, PICK_WORDS, picks};
 use crate::compile::Unit;
 
 /// How a model is spread over all multiprocessors.
@@ -20,8 +21,6 @@ pub struct GridLayout {
 
 /// Warps of a block that multiply; with more, registers spill.
 const WARPS: usize = 8;
-/// Shared memory that sampling has of its own, and what aligning the rest takes.
-const STATIC_BYTES: usize = 256;
 /// Bytes of a row that are multiplied at a time, and rows.
 const GROUP_BYTES: usize = 64;
 const TILE_ROWS: usize = 8;
@@ -47,11 +46,12 @@ impl GridLayout {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
         if [channels, heads, width, layers, context, vocab, multiprocessors].contains(&0)
             || channels % heads != 0
-            || shared_bytes_max < STATIC_BYTES
+            || shared_bytes_max < PICK_BYTES
+            || !picks(multiprocessors, vocab)
         {
             return None;
         }
-        let shared_bytes = (shared_bytes_max - STATIC_BYTES) / 16 * 16;
+        let shared_bytes = (shared_bytes_max - PICK_BYTES) / 16 * 16;
         // A task of attention, a head's piece, has a block of its own, whose warps take 16 positions each at a time. No more pieces than
         // make the last position's rounds fewer: consumers read them all.
         let at_once = WARPS * 16;
@@ -84,7 +84,7 @@ impl GridLayout {
         let core_pack = if self.element_bytes == 2 { 4 } else { 1 };
         let attention = 3 * heads * head_words + self.splits * channels / core_pack;
         let rows = 2 * channels.div_ceil(wide) + width.div_ceil(pack);
-        2 * REPLICAS * (attention + rows + self.finishers() * self.blocks + 1)
+        2 * REPLICAS * (attention + rows) + PICK_WORDS * self.blocks
     }
 
     /// Rows of a block in the stage that has most.
@@ -124,9 +124,9 @@ impl GridLayout {
         let partial = 2 * 3 * pass_rows * (WARPS + 4) * 4;
         let core = (WARPS + self.finishers()) * (head + 4) * 4;
         let own = (channels.div_ceil(3).div_ceil(self.blocks) * 3).div_ceil(4) * 16;
-        let (small, norms) = (3 * WARPS * 8, 4 * channels * bytes);
+        let (spans, norms) = (WARPS * 8, 4 * channels * bytes);
         let (slot, slots) = self.ring();
-        inputs + queries + partial + core + own + stream + small + norms + 8 * 11 + slots * (slot + 16)
+        inputs + queries + partial + core + own + stream + spans + norms + 8 * 11 + slots * (slot + 16)
     }
 
     /// Bytes of a slot of the ring, and slots that a tile takes.
@@ -209,6 +209,7 @@ mod tests {
         assert!(layout(WIDE, 2, (170, 101_376)).is_some());
         assert_eq!(layout(XL, 2, (170, 101_376)), None, "a ring does not fit");
         assert_eq!(layout(WIDE, 2, (132, 100)), None);
+        assert_eq!(layout(WIDE, 2, (257, 232_448)), None, "a block is heard by nobody");
         for odd in [
             ModelShape { channels: 776, ..WIDE },
             ModelShape { heads: 7, ..WIDE },
@@ -217,6 +218,7 @@ mod tests {
             ModelShape { heads: 192, ..WIDE },
             ModelShape { width: 3080, ..WIDE },
             ModelShape { layers: 0, ..WIDE },
+            ModelShape { vocab: 132 * 4096 + 1, ..WIDE },
             ModelShape { vocab: usize::MAX / 4096, ..WIDE },
         ] {
             assert_eq!(splits(odd), None, "{odd:?}");
@@ -236,7 +238,7 @@ mod tests {
     fn words_are_those_counted_by_hand() {
         // A head of 96 is 16 words of six values, and of each of two pieces 24 of four.
         let attention = 3 * 8 * 16 + 8 * 2 * 24;
-        let copy = attention + 256 + 512 + 256 + 3 * 132 + 1;
-        assert_eq!(layout(WIDE, 2, HOPPER).unwrap().exchange_words(), 12 * copy);
+        let copy = attention + 256 + 512 + 256;
+        assert_eq!(layout(WIDE, 2, HOPPER).unwrap().exchange_words(), 12 * copy + 2 * 4 * 32 * 132);
     }
 }

@@ -1,6 +1,7 @@
 //! For which models and GPUs clusters that each hold a shard are a decoder, and how it is laid out: the host's side of `cu/shard_layout.cuh`.
 
 use super::ModelShape;
+use super::spread::{PICK_BYTES, PICK_WORDS, picks};
 use crate::compile::Unit;
 
 /// Blocks of a cluster.
@@ -12,8 +13,6 @@ const FETCHERS: usize = 4;
 const KEYS: usize = 8;
 /// Columns that a warp multiplies at a time.
 const CHUNK: usize = 128;
-/// Shared memory that sampling has of its own, and what aligning the rest takes.
-const STATIC_BYTES: usize = 256;
 /// Below this, one cluster keeps up: it need not wait for others.
 const WEIGHT_BYTES_MIN: usize = 20 << 20;
 
@@ -44,11 +43,12 @@ impl ShardLayout {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
         if [channels, heads, width, layers, context, vocab, clusters].contains(&0)
             || channels % heads != 0
-            || shared_bytes_max < STATIC_BYTES
+            || shared_bytes_max < PICK_BYTES
+            || !picks(clusters * CLUSTER, vocab)
         {
             return None;
         }
-        let shared_bytes = (shared_bytes_max - STATIC_BYTES) / 16 * 16;
+        let shared_bytes = (shared_bytes_max - PICK_BYTES) / 16 * 16;
         if heads > clusters * CLUSTER {
             return None;
         }
@@ -80,7 +80,7 @@ impl ShardLayout {
     /// Words of 16 bytes of the exchange: `EXCHANGE_WORDS` of the device code.
     #[must_use]
     pub fn exchange_words(&self) -> usize {
-        self.shards * self.shape.channels + 2 * self.blocks() + 2
+        self.shards * self.shape.channels + PICK_WORDS * self.blocks()
     }
 
     /// Rows behind a norm, each with two sums: `SUMS` of the device code.
@@ -111,17 +111,18 @@ impl ShardLayout {
 
     /// At least what a block's shared memory takes, with a ring of four slots.
     fn shared_bytes_needed(&self, units: &[usize]) -> usize {
-        let ModelShape { channels, heads, layers, .. } = self.shape;
+        let ModelShape { channels, heads, layers, vocab, .. } = self.shape;
         let head = channels / heads;
         let chunks = |columns: usize| columns.next_multiple_of(CHUNK);
         let stream = chunks(channels) * 4 + CLUSTER * WARPS * 8;
         let core = chunks(heads.div_ceil(self.shards) * head);
         let pieces = self.pieces * (core * 4 + core.div_ceil(head) * 8);
         let hidden = chunks(units.iter().copied().max().unwrap_or(0)) * 4;
-        let (head_rows, picks, table) = ((3 + WARPS) * head * 4, CLUSTER * WARPS * 8, (layers + 1) * 15 * 8);
+        let (head_rows, table) = ((3 + WARPS) * head * 4, (layers + 1) * 15 * 8);
+        let logits = vocab.div_ceil(self.blocks()) * 4;
         let row = channels * self.element_bytes;
         let slot = WARPS * row * if row <= 2048 { 2 } else { 1 };
-        let fixed = 1024 + 2 * stream + pieces + hidden + head_rows + picks + table;
+        let fixed = 1024 + 2 * stream + pieces + hidden + head_rows + logits + table;
         fixed.next_multiple_of(128) + 4 * slot + CHUNK * self.element_bytes
     }
 
@@ -205,6 +206,7 @@ mod tests {
             ModelShape { width: 96, ..WIDE },
             ModelShape { width: 30720, ..WIDE },
             ModelShape { layers: 0, ..WIDE },
+            ModelShape { vocab: 112 * 4096 + 1, ..WIDE },
             ModelShape { vocab: usize::MAX / 4096, ..WIDE },
         ] {
             assert_eq!(pieces(odd), None, "{odd:?}");
@@ -224,7 +226,7 @@ mod tests {
     #[test]
     fn words_and_sums_are_those_counted_by_hand() {
         let found = layout(WIDE, 2).unwrap();
-        assert_eq!(found.exchange_words(), 7 * 768 + 2 * 112 + 2);
+        assert_eq!(found.exchange_words(), 7 * 768 + 2 * 4 * 32 * 112);
         assert_eq!(found.sums(), 12 * (3 * 768 + 3072) + 95);
     }
 }

@@ -9,6 +9,19 @@ use crate::device::{Device, Launch, Start};
 use crate::entry::{DecoderEntry, Entry};
 use crate::error::Result;
 
+/// Words of 16 bytes of a block for a pick, and the shared memory that picking and aligning the rest take: see `cu/grid_pick.cuh`.
+pub(super) const PICK_WORDS: usize = 2 * 4 * 32;
+pub(super) const PICK_BYTES: usize = 8192;
+
+/// Threads of a block that pick, and logits that each can hold in registers.
+const PICKERS: usize = 256;
+const HELD_MAX: usize = 16;
+
+/// Whether so many blocks can pick from so many logits: each thread hears a block, and holds some of its own block's logits.
+pub(super) fn picks(blocks: usize, vocab: usize) -> bool {
+    blocks <= PICKERS && vocab.div_ceil(blocks) <= PICKERS * HELD_MAX
+}
+
 /// How a large model is spread over the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
