@@ -5,8 +5,8 @@
 #pragma once
 #include "batch_ring.cuh"
 
-// Where the warps that compute meet, and where they await norms or noise, whose makers do not wait for them; and where those wait: the one of noise for
-// the tokens picked, the one of norms for what moments are of.
+// Where the warps that compute meet, and where they await norms or noise, whose makers do not wait for them; and where those wait: the one of noise
+// for the tokens picked, the one of norms for what moments are of.
 constexpr u32 COMPUTED = 1, NORMED = 2, NOISY = 3, PICKED = 4, SHIFTED = 5;
 constexpr u32 NORM_THREADS = WARP;
 __device__ inline void meet() { asm volatile("bar.sync %0, %1;" ::"n"(COMPUTED), "n"(THREADS) : "memory"); }
