@@ -100,11 +100,11 @@ for part in $parts; do
         check speed-service speed service "${models[@]}" --dtype bf16,f32 --measure batch,cold-start --repeats 5 --peers
         check speed-bf16 speed bf16 "${models[@]:0:2}" $(shape char-256) --dtype bf16 --measure decode,context --repeats 10
         check speed-f32 speed f32 "${models[@]}" $(shape char-128) $(shape char-256) --dtype f32 --measure decode,context --repeats 10
-        check speed-large speed large $(shape gpt2-xl) --dtype bf16 --measure decode,context --repeats 3
-        check speed-prefill speed prefill $(shape gpt2-xl) --dtype bf16 --measure prefill --repeats 10 --peers
         check speed-handoffs speed handoffs "${models[@]}" --dtype bf16 --measure handoffs --batches 1,64 --repeats 5
         check speed-handoffs-large speed handoffs-large $(shape char-128) $(shape char-256) $(shape gpt-85m) $(shape gpt2-124m) --dtype bf16 \
             --measure handoffs --batches 1 --repeats 5
+        check speed-large speed large $(shape gpt2-xl) --dtype bf16 --measure decode,context --repeats 3
+        check speed-prefill speed prefill $(shape gpt2-xl) --dtype bf16 --measure prefill --repeats 10 --peers
         ;;
     repeat)
         check repeat-functional repeat 50 bundle/functional
