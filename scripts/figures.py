@@ -1,6 +1,6 @@
 """Makes docs/h200.md and its pictures of what scripts/gpu-check.sh left: every figure comes from there, the same files give the same bytes.
 
-Usage: python3 scripts/figures.py IN --commit HASH --date YYYY-MM-DD [--out docs] [--partial]
+Usage: python3 scripts/figures.py IN --commit HASH --date YYYY-MM-DD [--speed-commit HASH] [--out docs] [--partial]
 """
 
 import argparse
@@ -33,13 +33,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="IN", type=Path, help="the folder that gpu-check.sh wrote")
     parser.add_argument("--commit", type=commit, required=True, help="what was measured")
+    parser.add_argument("--speed-commit", type=commit, help="what speed was measured of, where that is another")
     parser.add_argument("--date", type=datetime.date.fromisoformat, required=True, help="when, as YYYY-MM-DD")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--partial", action="store_true", help="a missing input is a section that says so, not an error")
     args = parser.parse_args()
     try:
         inputs = load(args.folder, args.partial)
-        files = render(inputs, args.commit, args.date)
+        files = render(inputs, args.commit, args.speed_commit or args.commit, args.date)
     except BadInput as error:
         print(f"figures: {error}", file=sys.stderr)
         return 2
@@ -56,11 +57,11 @@ def commit(word: str) -> str:
     return word
 
 
-def render(inputs: Inputs, commit: str, date: datetime.date) -> dict[str, str]:
+def render(inputs: Inputs, commit: str, speed_commit: str, date: datetime.date) -> dict[str, str]:
     """The files by name."""
     sections = [
         title(inputs, commit, date),
-        speed(inputs.timings),
+        speed(inputs.timings, "" if speed_commit == commit else f"Measured of commit `{speed_commit}`. "),
         chain(inputs.timings),
         ratios(inputs.outputs),
         suites(inputs),
@@ -93,8 +94,8 @@ def title(inputs: Inputs, commit: str, date: datetime.date) -> str:
     return f"# Measured on {device}\n\n{made}\n\n{table(['', ''], facts)}"
 
 
-def speed(timings: Sequence[Timing] | None) -> str:
-    """Decoding beside each mode of PyTorch, then all else that was timed."""
+def speed(timings: Sequence[Timing] | None, origin: str) -> str:
+    """Decoding beside each mode of PyTorch, then all else that was timed; `origin` says of what, where it must be said."""
     if timings is None:
         return f"## Speed\n\n{NOT_RUN}"
     decoding = [timing for timing in timings if timing.measure == "decode"]
@@ -106,7 +107,7 @@ def speed(timings: Sequence[Timing] | None) -> str:
     summary = f"The fastest PyTorch mode takes {span(fastest)} as long as Touchstone. " if fastest else ""
     parts = [
         "## Speed",
-        f"{summary}Both in one run, at batch 1, {NEW_TOKENS} tokens, sampling included; medians. What the modes are, and how their tokens are\n"
+        f"{origin}{summary}Both in one run, at batch 1, {NEW_TOKENS} tokens, sampling included; medians. What the modes are, and how their tokens are\n"
         "checked before they are timed: [benches/peers](../benches/peers/README.md); the shapes without trained weights: [benches/shapes](../benches/shapes).",
         table(["model", "dtype", "system", "µs a token", "90th percentile", "of the bandwidth", "as long as ours"], [
             [timing.model, timing.dtype, bold(timing), f"{timing.median:.1f}", f"{timing.p90:.1f}", share(timing), ratio(timing)] for timing in decoding
@@ -251,7 +252,7 @@ def sanitizer(tools: dict[str, Sanitizer | None]) -> str:
     rows = [[tool, *sanitizer_cells(tool, found)] for tool, found in tools.items()]
     return (
         "## compute-sanitizer\n\nEach tool watches the functional suite's trials on the GPU, but for whole texts and the longest cases of models; racecheck is "
-        "without models, since what decodes a text in one launch does not end under it.\n\n"
+        "without models and what picks as their decoders do, since what decodes in one launch does not end under it.\n\n"
         + table(["tool", "trials passed", "failed", "what it says", "verdict"], rows, 1, 3)
     )  # fmt: skip
 

@@ -109,6 +109,11 @@ class Figures(unittest.TestCase):
         page = self.out / "h200.md"
         return code, page.read_text() if page.exists() else "", complaint.getvalue()
 
+    def test_speed_of_another_commit_says_so(self) -> None:
+        """Old times could pass for those of the commit that the suites ran on."""
+        self.assertNotIn("Measured of commit", self.render())
+        self.assertIn("\n\nMeasured of commit `4567def`. ", self.render("--speed-commit", "4567def"))
+
     def test_figures_reach_their_rows(self) -> None:
         """A column could show another's figures."""
         page = self.render()
