@@ -1,11 +1,15 @@
 //! Compiles every kernel for every architecture. NVRTC needs no GPU, so this runs in CI; without NVRTC it is ignored, not passed,
 //! unless `TOUCHSTONE_REQUIRE_NVRTC=1` makes its absence a failure.
 
+mod machine_code;
+
 use libtest_mimic::{Arguments, Failed, Trial};
 use touchstone_kernels::{
-    ARCHITECTURES, BatchLayout, ClusterLayout, DecoderEntry, Entry, Finding, GridLayout, ModelShape,
-    ShardLayout, Unit, compile, probe,
+    ARCHITECTURES, BatchLayout, ClusterLayout, Compiled, DecoderEntry, Entry, Finding, GridLayout,
+    ModelShape, ShardLayout, Unit, compile, probe,
 };
+
+use machine_code::{StrongLoads, strong_loads};
 
 fn main() {
     let absent = matches!(probe().nvrtc, Finding::Missing { .. });
@@ -170,12 +174,25 @@ fn compile_decoder(
     element_bytes: usize,
     kernels: &[DecoderEntry],
 ) -> Result<(), String> {
-    let log = compile(arch, unit).map_err(|error| error.to_string())?.log;
+    let Compiled { cubin, log } = compile(arch, unit).map_err(|error| error.to_string())?;
     let suffix = if element_bytes == 2 { "bf16" } else { "f32" };
     for kernel in kernels.iter().filter(|_| arch.starts_with("sm_90")) {
-        must_not_spill(arch, &log, &format!("{}_{suffix}", kernel.name()))?;
+        let name = format!("{}_{suffix}", kernel.name());
+        must_not_spill(arch, &log, &name)?;
+        if [DecoderEntry::decode_grid, DecoderEntry::decode_shards].contains(kernel) {
+            must_not_split_words(&cubin, &name)?;
+        }
     }
     Ok(())
+}
+
+/// Words between blocks carry their epoch with their values, and are read as one. Without this, a reader that needs only a part of such a word is given
+/// two loads by the assembler, which may see different words: an old value that passes for new.
+fn must_not_split_words(cubin: &[u8], kernel: &str) -> Result<(), String> {
+    match strong_loads(cubin, kernel)? {
+        StrongLoads { words: 0, wider: 1.. } => Ok(()),
+        loads => Err(format!("{kernel}: {loads:?}: expected words of 64 bits and more alone")),
+    }
 }
 
 fn must_not_spill(arch: &str, log: &str, kernel: &str) -> Result<(), String> {
