@@ -3,7 +3,6 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -104,8 +103,7 @@ impl Job for Session<'_> {
         device.taps().set_path(args.path);
         let capacity = work.capacity(&config);
         let mut model = Model::new(&mut device, &config, &checkpoint, capacity)?;
-        // To give back a file's worth of memory takes a millisecond for every 20 MB.
-        thread::spawn(|| drop(checkpoint));
+        drop(checkpoint);
         let load = began.elapsed();
         let generator = Generator::new(&mut device, &mut model, capacity.batch, D::LOOKAHEAD);
         let mut speaker = Speaker { args, tokenizer: &tokenizer, generator, load };
