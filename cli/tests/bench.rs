@@ -211,6 +211,17 @@ fn usage_that_cannot_work_exits_with_2() {
     refuses(&["--device", "cuda:1", "--peers"], 2, &["--peers", "CUDA_VISIBLE_DEVICES"]);
 }
 
+/// Without this, who asks where a decoder's time goes, and has none, would be told nothing.
+#[test]
+fn handoffs_of_what_has_none_exit_with_2() {
+    let (_folder, path) = written(&config());
+    refuses(
+        &["--config", &path, "--measure", "handoffs"],
+        2,
+        &["--measure handoffs: ", "GPUs from Hopper on"],
+    );
+}
+
 /// Without this, figures of the CPU could stand where a GPU was asked for.
 #[test]
 fn a_gpu_that_is_not_there_exits_with_3() {

@@ -174,8 +174,15 @@ impl Job for Run<'_> {
                 Measure::Prefill => rows.extend(bench.prefill()?),
                 Measure::Verbs => rows.extend(verbs::verbs(bench.device, subject, repeats)?),
                 Measure::Handoffs => {
+                    let before = rows.len();
                     for batch in &args.batches {
                         rows.extend(bench.handoffs(batch.get())?);
+                    }
+                    if rows.len() == before {
+                        return Err(Stop::unusable(format!(
+                            "--measure handoffs: nothing here decodes {} in {dtype} by handoffs of clusters, as GPUs from Hopper on can",
+                            subject.name
+                        )));
                     }
                 }
                 // Measured when the device is closed.
