@@ -186,8 +186,8 @@ fn compile_decoder(
     Ok(())
 }
 
-/// Words between blocks carry their epoch with their values, and are read as one. Without this, a reader that needs only a part of such a word is given
-/// two loads by the assembler, which may see different words: an old value that passes for new.
+/// Words between blocks carry their epoch with their values, and are read as one. Without this, a reader that needs only a part of such a word is
+/// given two loads by the assembler, which may see different words: an old value that passes for new.
 fn must_not_split_words(cubin: &[u8], kernel: &str) -> Result<(), String> {
     match strong_loads(cubin, kernel)? {
         StrongLoads { words: 0, wider: 1.. } => Ok(()),

@@ -88,7 +88,8 @@ pub trait Device: Backend {
     /// Bytes a second that the device can read, judged for a working set of this many bytes.
     fn bandwidth(&self, working_set_bytes: usize) -> Option<f64>;
 
-    /// Where the cycles of a decoder went that was made to read the clock ([`crate::taps::Taps::set_clocked`]), if it can. Errors: the device failed.
+    /// Where the cycles of a decoder went that was made to read the clock ([`crate::taps::Taps::set_clocked`]), if it can. Errors: the device
+    /// failed.
     fn handoffs(decoder: &Self::Decoder) -> Result<Vec<Handoff>>;
 }
 

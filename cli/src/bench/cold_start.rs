@@ -10,8 +10,8 @@ use super::report::Section;
 use super::row::Row;
 use super::{Stop, peers, progress};
 
-/// Adds a row for the `prompt` program beside this one and, where peers are asked for on a GPU, one for the smallest CUDA program. They start in turn,
-/// and only once this process has closed the device: a context that somebody holds shortens the start of the next one by 0.1 s.
+/// Adds a row for the `prompt` program beside this one and, where peers are asked for on a GPU, one for the smallest CUDA program. They start in
+/// turn, and only once this process has closed the device: a context that somebody holds shortens the start of the next one by 0.1 s.
 ///
 /// # Errors
 /// [`crate::exit::Outcome::Unusable`] where one is not there or does not answer.
@@ -60,8 +60,8 @@ fn timed(command: &mut Command) -> Result<Duration, Stop> {
     })
 }
 
-/// From the start of a process to its first byte on standard output; what it does from there to its end is no part of the wait, and not alike: `prompt`
-/// gives up its context, which takes half as long as to make one, and the smallest program leaves that to the kernel.
+/// From the start of a process to its first byte on standard output; what it does from there to its end is no part of the wait, and not alike:
+/// `prompt` gives up its context, which takes half as long as to make one, and the smallest program leaves that to the kernel.
 fn first_byte(command: &mut Command) -> Result<Duration, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let began = Instant::now();

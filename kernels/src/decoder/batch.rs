@@ -45,7 +45,8 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl BatchKernels {
-    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None where the GPU cannot hold clusters for the whole batch at once.
+    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None
+    /// where the GPU cannot hold clusters for the whole batch at once.
     ///
     /// # Errors
     /// The compiler's and the driver's.

@@ -40,7 +40,8 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl ClusterKernels {
-    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None where the GPU cannot hold such a cluster.
+    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None
+    /// where the GPU cannot hold such a cluster.
     ///
     /// # Errors
     /// The compiler's and the driver's.

@@ -33,7 +33,8 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl GridKernels {
-    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None where the GPU cannot hold all blocks at once.
+    /// Compiles the kernels or takes them from the cache, and loads them; `clocked` ones read the clock at each handoff. None
+    /// where the GPU cannot hold all blocks at once.
     ///
     /// # Errors
     /// The compiler's and the driver's.

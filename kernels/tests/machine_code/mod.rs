@@ -28,8 +28,8 @@ pub fn strong_loads(cubin: &[u8], kernel: &str) -> Result<StrongLoads, String> {
     Ok(loads)
 }
 
-/// Bytes that an instruction loads from global memory, if it does, and in this way: the lower twelve bits say `LDG`, and of byte 9 the upper four that all
-/// of the GPU must see it alike, the others how wide it is.
+/// Bytes that an instruction loads from global memory, if it does, and in this way: the lower twelve bits say `LDG`, and of byte 9 the upper four
+/// that all of the GPU must see it alike, the others how wide it is.
 fn width(instruction: &[u8; 16]) -> Option<usize> {
     let opcode = u16::from_le_bytes([instruction[0], instruction[1]]) & 0xfff;
     match (opcode, instruction[9]) {
