@@ -81,7 +81,7 @@ __device__ void Worker::pick() {
     Scores<EACH, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
     await<LOGITS>();
     scores.read(s.logits);
-    u32 token = scores.pick();
+    u32 token = scores.pick_by_warp();
     if (lane == 0) s.token = token;
 #pragma unroll
     for (u32 v = lane; v < V; v += WARP)
@@ -90,24 +90,24 @@ __device__ void Worker::pick() {
 
 __device__ inline void generate(const DecodeArguments &a, Shared &s) {
     Decoder decoder(a, s);
-    u32 past = a.cursor->past, end = past + a.steps, token = a.tokens[0];
-    bool speaker = cluster_rank() == 0 && threadIdx.x == 0;
-    if (past < end) decoder.fetch_position(past), decoder.await_position(), decoder.begin(past, end), meet();
+    u32 past = uniform(a.cursor->past), end = past + a.steps, token = a.tokens[0];
+    auto speaks = [&] { return decoder.block == 0 && decoder.warp == 0 && decoder.lane == 0; };
+    if (past < end) decoder.fetch_position(past), decoder.await_position(), decoder.begin(past, end);
 #pragma unroll 1
     for (; past < end; past++) {
-        if (stage() == 0) decoder.embed(token);
+        if (decoder.stage == 0) decoder.embed(token);
 #pragma unroll 1
-        for (u32 layer = stage(); layer < LAYERS; layer += STAGES) decoder.layer(layer, past, end);
-        if (stage() > 0) continue;
+        for (u32 layer = decoder.stage; layer < LAYERS; layer += STAGES) decoder.layer(layer, past, end);
+        if (decoder.stage > 0) continue;
         if (past + 1 < end) decoder.await_position();
         if (!HEAD_HELD) decoder.load_head();
         float4 x[HeadSplit::FOURS];
         float moments = decoder.final_input(x);
         token = decoder.head(x, moments);
-        if (speaker) a.outbox[(s.issue + past) % a.slots] = u64(s.issue + past + 1) << 32 | token;
+        if (speaks()) a.outbox[(s.issue + past) % a.slots] = u64(s.issue + past + 1) << 32 | token;
     }
     // All blocks have read what changes here: the last logits came from each of them.
-    if (speaker) {
+    if (speaks()) {
         a.tokens[0] = token;
         a.state->issued = s.issue + past;
         a.cursor->past = past, a.cursor->step = s.step + past;
@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + FETCHING * WARP, 1) ENTRY
         reinterpret_cast<Four<Element> *>(memory + TABLE_START)[i] = reinterpret_cast<const Four<Element> *>(a.token)[i];
     __syncthreads();
     cluster_barrier();
-    if (threadIdx.x < THREADS) {
+    if (FETCHING == 0 || uniform(threadIdx.x / WARP) < WARPS) {
         generate(a, s);
     } else if (threadIdx.x == THREADS) {
         const char *stream = a.stream + u64(rank) * LAYERS * LAYER_BYTES * WARPS;

@@ -7,8 +7,9 @@ __device__ void Decoder::attention(u32 layer, u32 past) {
     float4 x[QkvSplit::FOURS];
     float moments;
     float2 pair = ab<QkvSplit>(constants(layer) + QKV_AB, min(warp, QkvSplit::ROWS - 1));
-    if (KEYS_EARLY && has_keys(0, past)) load_keys();
+    if (KEYS_EARLY && has_keys(0, past)) load_keys(rows);
     auto sums = product<QKV_PRODUCT, QkvSplit>(reader, x, [&] {
+        if (SOON && KEYS_EARLY && has_keys(0, past)) release_keys(rows);
         if (layer > 0) await<RESIDUAL>();
         read_stream<QkvSplit>(x, s.residual);
         moments = ::moments(s.residual);
@@ -68,8 +69,9 @@ __device__ void Decoder::core(u32 layer, u32 past) {
     Weighted weighted(s);
 #pragma unroll 1
     for (u32 round = 0; round < ROUNDS && has_keys(round, past); round++) {
-        if (round > 0) release_keys(weighted.sum[0]);
-        if (round > 0 || !KEYS_EARLY) load_keys();
+        if (!SOON && round > 0) release_keys(rows);
+        if (round > 0 || !KEYS_EARLY) load_keys(rows);
+        if (SOON && (round > 0 || !KEYS_EARLY)) release_keys(rows);
         weighted.add(rows, first_position(round, part) + warp * GROUPS, past);
     }
     weighted.leave();
@@ -78,17 +80,17 @@ __device__ void Decoder::core(u32 layer, u32 past) {
     u32 i = THREADS - 1 - threadIdx.x; // of the warps that do not finish
     if (past / BLOCK_KEYS % S == part && i < 2 * D)
         (i < D ? a.keys : a.values)[layer][(u64(head) * P + past) * D + i % D] = s.newest[i / D][i % D];
-    if (has_keys(0, past)) release_keys(0.0f);
+    if (!SOON && has_keys(0, past)) release_keys(rows);
 }
 // Whether this block has a round of keys up to position `past`.
 __device__ bool Decoder::has_keys(u32 round, u32 past) const { return rank / S < H && first_position(round, rank % S) <= past; }
-__device__ void Decoder::load_keys() {
+__device__ void Decoder::load_keys(Rows &rows) const {
     barrier_await_soon(shared_address(&s.keys_full[key_slot.slot]), key_slot.parity);
     rows.load(KeySlot::at(s, key_slot.slot));
 }
-// Gives a slot back when a value that was made of what was read is there: an arrival does not wait for loads under way. No value is this NaN.
-__device__ void Decoder::release_keys(float made) {
-    bool there = __any_sync(ALL_LANES, __float_as_uint(made) != 0xffc0ffeeu);
+// Gives a slot back when what was read is there: an arrival does not wait for loads under way.
+__device__ void Decoder::release_keys(const Rows &rows) {
+    bool there = __any_sync(ALL_LANES, rows.there());
     if (there && lane == 0) barrier_arrive(shared_address(&s.keys_empty[key_slot.slot]));
     key_slot.advance();
 }

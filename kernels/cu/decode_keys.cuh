@@ -85,6 +85,15 @@ struct Rows {
         for (int i = 0; i < int(VALUES); i++)
             if (value_key(i) == newest) value[i] = fresh;
     }
+    // Whether all of it has come, which is so once this can be said: no word is this NaN.
+    __device__ bool there() const {
+        bool any = false;
+#pragma unroll
+        for (int i = 0; i < int(TIMES); i++) any |= key[i].x != 0xffc0ffeeu;
+#pragma unroll
+        for (int i = 0; i < int(VALUES); i++) any |= *reinterpret_cast<const u32 *>(&value[i]) != 0xffc0ffeeu;
+        return any;
+    }
     // Four channels of a key, number `i` of those that the lane has.
     __device__ float4 four(int i) const {
         uint4 r = key[i / (WIDE / 4)];
@@ -99,6 +108,8 @@ struct Weighted {
     int most = NO_SCORE;
     float mass = 0, sum[2] = {}; // of those keys
     float4 q[4];
+
+    float score[AT_ONCE]; // of the lane's keys, of `add_all`
 
     // With q of the head, made for scores in powers of two.
     __device__ Weighted(Shared &s) : s(s) {
@@ -127,9 +138,10 @@ struct Weighted {
         add_values(rows, weights + Rows::lane() / VALUE_LANES * VALUES);
         if (ROUNDS > 1) __syncwarp();
     }
-    // The same of COUNT rounds at once and for all, where the new token's rows are among them.
-    template <u32 COUNT> __device__ void add_all(const Rows (&rows)[AT_ONCE], u32 first, u32 past) {
-        float score[COUNT], dot[4];
+    __device__ void clear() { mass = sum[0] = sum[1] = 0; }
+    // The same of COUNT rounds at once and for all, where the new token's rows are among them: weights are relative to 2^bound.
+    template <u32 COUNT> __device__ void add_all(const Rows (&rows)[AT_ONCE], u32 first, u32 past, float bound) {
+        float dot[4];
 #pragma unroll
         for (int n = 0; n < int(COUNT); n++) {
 #pragma unroll
@@ -141,15 +153,17 @@ struct Weighted {
             score[n] = sum_over<1, KEY_LANES>(score[n]);
             if (n * BLOCK_KEYS + first + Rows::group() > past) score[n] = MINUS_INFINITY;
         }
-        int bound = score_bound(fmaxf(score[0], score[COUNT - 1]));
-        most = __reduce_max_sync(ALL_LANES, bound);
-        float shrink = whole_power(bound - most);
 #pragma unroll
-        for (int n = 0; n < int(COUNT); n++)
-            s.weight[threadIdx.x / WARP][n][weight_place()] = power_of_two(score[n] - float(bound)) * shrink;
+        for (int n = 0; n < int(COUNT); n++) s.weight[threadIdx.x / WARP][n][weight_place()] = power_of_two(score[n] - bound);
         __syncwarp();
 #pragma unroll
         for (int n = 0; n < int(COUNT); n++) add_values(rows[n], s.weight[threadIdx.x / WARP][n] + Rows::lane() / VALUE_LANES * VALUES);
+    }
+    // The largest score of those.
+    __device__ float largest(u32 past) const {
+        float own = past >= threadIdx.x / WARP * GROUPS ? score[0] : MINUS_INFINITY;
+        if (past >= BLOCK_KEYS) own = fmaxf(own, score[AT_ONCE - 1]);
+        return of_key(warp_max(sort_key(own)));
     }
     // Where the weight of the lane's key stands: those of a lane's values lie together.
     static __device__ u32 weight_place() { return Rows::group() % VALUE_PARTS * VALUES + Rows::group() / VALUE_PARTS; }
@@ -189,7 +203,12 @@ struct Weighted {
             whole += __shfl_xor_sync(ALL_LANES, mass, VALUE_LANES);
             part[Rows::value_channel() + upper] = (upper ? sum[1] : sum[0]) + other;
         }
-        if (Rows::lane() == 0) s.part_mass[threadIdx.x / WARP] = {most, whole};
+        if (Rows::lane() > 0) return;
+#if STAGED
+        s.mass[threadIdx.x / WARP] = whole;
+#else
+        s.part_mass[threadIdx.x / WARP] = {most, whole};
+#endif
     }
 };
 static_assert(VALUES == 8, "a lane has the values of eight keys");

@@ -62,9 +62,6 @@ typedef Split<OUT_ROWS, STAGED ? D : C, STAGED> OutSplit;
 typedef Split<UP_ROWS, C> UpSplit;
 typedef Split<OUT_ROWS, STAGED ? UP_ROWS : F> DownSplit;
 typedef Split<HEAD_ROWS, C> HeadSplit;
-// The cluster's blocks come team by team.
-__device__ inline u32 stage() { return STAGED ? cluster_rank() / TEAM : 0; }
-__device__ inline u32 team_rank() { return STAGED ? cluster_rank() % TEAM : cluster_rank(); }
 __device__ constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 // Whether a lane's share of the head stays in registers over all tokens.
 constexpr bool HEAD_HELD = C * sizeof(Element) <= 512;
@@ -135,7 +132,8 @@ struct Shared {
     alignas(16) Element core[S][C];            // weighted values of each part of the keys, with a bound of its scores and the mass of each head
     Mass core_mass[S][H];
 #if STAGED
-    alignas(16) float input[WARPS][WARP]; // what a warp's lanes multiply next
+    alignas(16) float input[WARPS][WARP];       // what a warp's lanes multiply next
+    alignas(16) float mass[WARPS], most[WARPS]; // of the keys, warp by warp: their weights' sum, the largest score
 #else
     alignas(16) float merged[C]; // of all parts
 #endif
@@ -162,8 +160,10 @@ constexpr u32 KEYS_START = TABLE_START + (TABLE_HELD ? TABLE_BYTES : 0);
 // Slots of keys, as many as fit; beside a ring, few.
 constexpr u32 SLOTS_FITTING = LAYER_HELD ? (SHARED_BYTES - KEYS_START - LAYER_BYTES * WARPS) / SLOT_BYTES : C > 256 ? 1 : 3;
 __device__ constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
-// No more than layers, so that a token's keys are fetched after the token before has added its own. A stage keeps those of all its layers.
-constexpr u32 KEY_SLOTS = STAGED ? SLOTS_LEAST : smaller(smaller(SLOTS_FITTING, ROUNDS), LAYERS);
+// Fewer than layers, so that a token's keys are fetched after the token before has added its own: a slot is given back as soon as it is read, when
+// the layer's new rows are not stored yet, those of the layer before are (SOON; a single layer stores first). A stage keeps those of all its layers.
+constexpr bool SOON = LAYERS > 1;
+constexpr u32 KEY_SLOTS = STAGED ? SLOTS_LEAST : smaller(smaller(SLOTS_FITTING, ROUNDS), SOON ? LAYERS - 1 : 1);
 constexpr u32 WINDOW_START = KEYS_START + KEY_SLOTS * SLOT_BYTES;
 // Of the window, for each warp.
 constexpr u32 WINDOW_BYTES = (SHARED_BYTES - WINDOW_START) / WARPS / 128 * 128;

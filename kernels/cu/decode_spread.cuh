@@ -75,9 +75,11 @@ struct Decoder : Worker {
         for (u32 r = 0; r < OutSplit::ROWS; r++) to[r] = from[OutSplit::row(r, lane)];
     }
 
-    __device__ void begin(u32, u32) {}
+    __device__ void begin(u32, u32) { meet(); }
     __device__ void embed(u32 token);
     __device__ void layer(u32 layer, u32 past, u32 end) {
+        // Where registers are short, the many addresses that follow from it are not to be kept over all layers.
+        if (C * sizeof(Element) >= 1024) asm volatile("" : "+r"(lane));
         attention(layer, past);
         if (layer == 0) prepare(s.step + past, past + 1, end);
         out(layer);
@@ -93,8 +95,8 @@ struct Decoder : Worker {
     __device__ void leave_qkv(const float *pairs, float2 pair);
     __device__ void send_qkv(float value, u32 r) const;
     __device__ bool has_keys(u32 round, u32 past) const;
-    __device__ void load_keys();
-    __device__ void release_keys(float made);
+    __device__ void load_keys(Rows &rows) const;
+    __device__ void release_keys(const Rows &rows);
     __device__ void send_core(u32 head, u32 part) const;
     __device__ void core(u32 layer, u32 past);
     __device__ void merge();

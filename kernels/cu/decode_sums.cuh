@@ -29,8 +29,10 @@ struct Norm {
         static_assert(WARPS == 8, "as many sums");
         float sum = ((two[0].x + two[0].z) + (two[1].x + two[1].z)) + ((two[2].x + two[2].z) + (two[3].x + two[3].z));
         float squares = ((two[0].y + two[0].w) + (two[1].y + two[1].w)) + ((two[2].y + two[2].w) + (two[3].y + two[3].w));
-        mean = sum * (1.0f / C);
-        scale = reciprocal_root(fmaxf(fmaf(squares, 1.0f / C, -mean * mean), 0.0f) + eps);
+        *this = Norm(sum, squares, eps);
+    }
+    __device__ Norm(float sum, float squares, float eps) : mean(sum * (1.0f / C)) {
+        scale = reciprocal_root(fmaxf(fmaf(-mean, mean, fmaf(squares, 1.0f / C, eps)), eps));
     }
     __device__ float apply(float dot, float2 ab) const { return fmaf(scale, fmaf(-mean, ab.x, dot), ab.y); }
 };

@@ -27,13 +27,15 @@ struct Worker {
     const DecodeArguments &a;
     Shared &s;
     Reader reader;
-    const u32 rank, warp, lane; // rank: of the blocks that share a layer
+    const u32 block, stage, rank, warp;
+    u32 lane; // the cluster's blocks come team by team; rank: of those that share a layer
     u32 parities = 0;           // of the handoffs awaited next
     Clock clock;
     Four<Element> head_rows[HeadSplit::UNITS];
 
     __device__ Worker(const DecodeArguments &a, Shared &s)
-        : a(a), s(s), reader(s), rank(team_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP) {
+        : a(a), s(s), reader(s), block(uniform(cluster_rank())), stage(STAGED ? block / TEAM : 0), rank(STAGED ? block % TEAM : block),
+          warp(uniform(threadIdx.x / WARP)), lane(threadIdx.x % WARP) {
         if (HEAD_HELD) load_head();
     }
     __device__ void load_head() {

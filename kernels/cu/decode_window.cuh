@@ -67,8 +67,11 @@ struct Reader {
 
     // Waits for the next part, which is of this product, and says where this warp's weights of it lie.
     template <u32 PRODUCT> __device__ const char *await() const {
+        barrier_await_soon(shared_address(&s.full[Window::STATIC ? PRODUCT : slot]), parity);
+        return at<PRODUCT>();
+    }
+    template <u32 PRODUCT> __device__ const char *at() const {
         u32 at = Window::STATIC ? PRODUCT : slot;
-        barrier_await_soon(shared_address(&s.full[at]), parity);
         const char *window = reinterpret_cast<const char *>(&s) + WINDOW_START;
         return window + Window::start(at) * WARPS + threadIdx.x / WARP * Window::bytes(PRODUCT);
     }

@@ -79,7 +79,8 @@ __device__ inline u64 warp_max(u64 x) {
     return u64(high) << 32 | warp_max(u32(x >> 32) == high ? u32(x) : 0);
 }
 
-// The rule, known to be the same in all lanes. What loops depend on must be: else the compiler has all that follows them done lane by lane.
+// What is the same in all lanes, known to be: else the compiler has all that follows a loop or branch on it done lane by lane.
+__device__ inline u32 uniform(u32 x) { return warp_max(x); }
 __device__ inline Sampling uniform(Sampling s) {
     s.top_k = warp_max(s.top_k), s.top_p = __uint_as_float(warp_max(__float_as_uint(s.top_p))), s.greedy = __any_sync(ALL_LANES, s.greedy);
     return s;
@@ -228,6 +229,27 @@ template <u32 HELD, typename Team> struct Scores {
         return team.max(own);
     }
     __device__ u32 pick() const { return choose(s, *this, draw(0), s.part() ? largest() : 0); }
+    // The same by one warp, in fewer steps that wait for each other where top-p is off.
+    __device__ u32 pick_by_warp() const {
+        if (s.part()) return pick();
+        u32 key[HELD];
+#pragma unroll
+        for (u32 j = 0; j < HELD; j++) key[j] = sort_key(score[j] + noise[j]);
+        for (;;) {
+            u32 best = key[0], winner = token[0], above = 0;
+            float its = score[0];
+#pragma unroll
+            for (u32 j = 1; j < HELD; j++)
+                if (key[j] > best) best = key[j], winner = token[j], its = score[j];
+            u32 top = warp_max(best), first = ~warp_max(best == top ? ~winner : 0);
+            if (!s.few()) return first;
+            its = __shfl_sync(ALL_LANES, its, first % WARP);
+#pragma unroll
+            for (u32 j = 0; j < HELD; j++)
+                if (score[j] > its) above++; else key[j] = 0;
+            if (warp_count(above) < s.top_k) return first;
+        }
+    }
 };
 
 struct Words {
