@@ -69,6 +69,8 @@ struct Decoder : Worker {
         }
     }
 
+    // Where registers are short, the many addresses that follow from the lane are not kept over all tokens, or over all layers.
+    __device__ void forget_addresses() { asm volatile("" : "+r"(lane)); }
     // Of this lane's rows of the residual.
     __device__ void own_constants(float (&to)[OutSplit::ROWS], const float *from) const {
 #pragma unroll
@@ -78,8 +80,7 @@ struct Decoder : Worker {
     __device__ void begin(u32, u32) { meet(); }
     __device__ void embed(u32 token);
     __device__ void layer(u32 layer, u32 past, u32 end) {
-        // Where registers are short, the many addresses that follow from it are not to be kept over all layers.
-        if (C * sizeof(Element) >= 1024) asm volatile("" : "+r"(lane));
+        if (C * sizeof(Element) > 1024) forget_addresses();
         attention(layer, past);
         if (layer == 0) prepare(s.step + past, past + 1, end);
         out(layer);
@@ -110,6 +111,7 @@ struct Decoder : Worker {
 // x = token + position: each warp leaves its columns for the first norm.
 __device__ void Decoder::embed(u32 token) {
     constexpr u32 COLUMNS = C / WARPS;
+    if (C * sizeof(Element) == 1024) forget_addresses();
     const Element *held = reinterpret_cast<const Element *>(reinterpret_cast<const char *>(&s) + TABLE_START);
     const Element *t = (TABLE_HELD ? held : a.token) + u64(token) * C;
     shift = s.constants[TOKEN_MEANS + token] + s.position_mean;

@@ -24,9 +24,9 @@ template <typename Split> struct Unpacked {
 
     template <u32 PRODUCT> __device__ void load(const Held<PRODUCT, Split> &held) {
 #pragma unroll
-        for (int i = 0; i < int(Split::UNITS); i++) unit[i] = held.unit[i].values();
+        for (int i = 0; i < int(Split::UNITS); i++) unit[i] = held.unit[i].values(), ::pin(unit[i]);
     }
-    // Has them made before this, not where they are used: the compiler cannot know that nobody ever stores them.
+    // Has them made before this, not where they are used, nor there once more: the compiler cannot know that nobody ever stores them.
     __device__ void pin(bool never, float (*to)[ROWS_MAX][WARP]) const {
         if (!never) return;
 #pragma unroll
