@@ -39,7 +39,7 @@ __device__ void Worker::embed(const Token &t) {
             lanes.squares = dot4(away, away, lanes.squares);
             *reinterpret_cast<float4 *>(s.residual.x + k) = make_float4(away.x * w.x, away.y * w.y, away.z * w.z, away.w * w.w);
         }
-        for (u32 i = lane; i < N * WARPS; i += WARP) s.residual.moments[i] = i < WARP ? make_float2(lanes.sum, lanes.squares) : make_float2(0, 0);
+        for (u32 i = lane; i < MOMENTS; i += WARP) s.residual.moments[i] = i < WARP ? make_float2(lanes.sum, lanes.squares) : make_float2(0, 0);
     }
     meet();
 }
@@ -57,6 +57,7 @@ __device__ void Worker::mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u3
         read(x, s.middle);
         multiply<UP>(sum, x, held);
         broadcast<HIDDEN, R>(activation(normed(sum, ab)), s.hidden + up.first, up.count);
+        expect<MIDDLE>();
     }
     forget();
     Held<DOWN> down;
@@ -68,11 +69,11 @@ __device__ void Worker::mlp(Held<UP> &held, Ahead &next, u32 layer, u32 past, u3
     for (u32 c = 0; c < chunks(DOWN); c++) hidden[c] = load4(s.hidden + c * CHUNK + lane * 4);
     multiply<DOWN>(sum, hidden, down);
     own += reduce<1>(spread_sum(sum), epoch, [&] {
-        next = {}; // what it had is done with, also behind the last layer
-        if (LAYER_HELD && layer + 1 < LAYERS) load<QKV>(next.held);
+        expect<HIDDEN>();
+        if constexpr (LAYER_HELD) load<QKV>(next.held, layer + 1 < LAYERS);
     }) + to_float(bias);
     publish<RESIDUAL>(s.residual, to_float(weight));
-    if (layer + 1 < LAYERS) begin(next, layer + 1, past);
+    begin(next, smaller(layer + 1, LAYERS - 1), past, !LAYER_HELD, layer + 1 < LAYERS);
 }
 
 // logits = final_norm(x) . token, those of the block's rows.
@@ -83,6 +84,7 @@ __device__ void Worker::head() {
     float2 next = ab_of(0);
     float4 x[chunks(HEAD)];
     await<RESIDUAL>();
+    expect<RESIDUAL>();
     read(x, s.residual);
 #pragma unroll
     for (int lanes = 1; lanes < WARP; lanes *= 2) moments.add_lane(lanes);
@@ -122,11 +124,12 @@ __device__ u32 Worker::pick(Token &t) {
 __device__ inline void generate(const GridArguments &g, const float2 *sums, Shared &s, Token t) {
     Worker worker(g, sums, s);
     u32 issued = g.rule->issued;
+    t.past = uniform(t.past), t.step = uniform(t.step), t.epoch = uniform(t.epoch), t.round = uniform(t.round);
 #pragma unroll 1
     for (u32 i = 0; i < g.steps; i++) {
         Ahead ahead;
         worker.embed(t);
-        worker.begin(ahead, 0, t.past);
+        worker.begin(ahead, 0, t.past, true, true);
 #pragma unroll 1
         for (u32 layer = 0; layer < LAYERS; layer++) {
             Held<UP> held;
@@ -134,7 +137,7 @@ __device__ inline void generate(const GridArguments &g, const float2 *sums, Shar
             worker.attention(ahead, held, layer, t.past, t.epoch);
             worker.mlp(held, ahead, layer, t.past, t.epoch);
         }
-        t.id = worker.pick(t);
+        t.id = uniform(worker.pick(t));
         t.past++, t.step++;
         if (blockIdx.x == 0 && threadIdx.x == 0) deliver(g, t, issued++);
     }

@@ -41,13 +41,13 @@ struct Weighted {
 
 // Brings what a layer begins with: its first cached rows, what the norm needs, and the weights of q, k and v
 // unless they are there.
-__device__ void Worker::begin(Ahead &next, u32 layer, u32 past) {
+__device__ void Worker::begin(Ahead &next, u32 layer, u32 past, bool weights, bool there) {
     next.ab = sums[layer * LAYER_SUMS + heads.first * 3 * D + row_of<warp_rows_max(QKV)>(qkv)];
     u32 head = heads.first + rank / SPLITS, first = (warp * SPLITS + rank % SPLITS) * KEYS;
 #pragma unroll
     for (u32 i = 0; i < GROUPS_AHEAD; i++)
         if (rank / SPLITS < heads.count) next.cached[i].load(Cache(s.layers[layer]), head, first + i * ROUND, past, lane);
-    if (!LAYER_HELD || layer == 0) load<QKV>(next.held);
+    if (weights) load<QKV>(next.held, there);
 }
 
 // x += out(attention(ln1(x))): q, k and v of the cluster's heads go to the blocks that hold their pieces.
@@ -71,6 +71,7 @@ __device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 p
             u32 piece = lane / LANES<R> + i * GROUPS, there = in_block(base(), row / (3 * D) * SPLITS + piece);
             if (r < qkv.count && piece < SPLITS) send(there + to, value, there + barrier(QUERY));
         }
+        if (layer > 0) expect<RESIDUAL>();
     }
     // Weights that are not there yet arrive while attention is made.
     if constexpr (LAYER_HELD) load<OUT>(held);
@@ -78,10 +79,11 @@ __device__ void Worker::attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 p
     if constexpr (!LAYER_HELD) load<OUT>(held);
     float4 x[chunks(OUT)];
     float sum[warp_rows_max(OUT)];
-    if (heads.count > 0) await<CORE>();
+    await<CORE>();
     core_row(x);
     multiply<OUT>(sum, x, held);
     own += reduce<0>(spread_sum(sum), epoch, [&] {
+        expect<CORE>();
         if constexpr (LAYER_HELD) load<UP>(next);
     }) + to_float(bias);
     publish<MIDDLE>(s.middle, to_float(weight));
@@ -105,6 +107,7 @@ __device__ void Worker::core(const Cache &cache, Rows (&cached)[GROUPS_AHEAD], u
         more = start <= past;
     }
     weighted.leave(s.part[warp], s.part_mass[warp], lane);
+    expect<QUERY>();
     meet();
     merge();
 }

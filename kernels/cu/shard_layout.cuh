@@ -38,7 +38,7 @@ __device__ constexpr u32 units_max() {
     return most;
 }
 constexpr u32 HEADS_MAX = divide_up(H, SHARDS), UNITS_MAX = units_max();
-static_assert(HEADS_MAX * SPLITS <= N, "a head's pieces lie with blocks of their own");
+static_assert(H >= SHARDS && HEADS_MAX * SPLITS <= N, "each cluster has a head, whose pieces lie with blocks of their own");
 static_assert(F / 16 >= SHARDS && UNITS_MAX <= C, "each cluster has units, and a section of the ring holds a row");
 
 // ---- products: rows of a cluster, of a block, of a warp ----
@@ -68,21 +68,7 @@ __device__ constexpr u32 warp_rows_max(Stage s) {
 constexpr u32 CHUNK = 4 * WARP;
 __device__ constexpr u32 chunks(Stage s) { return divide_up(columns_max(s), CHUNK); }
 
-// ---- the ring of weights ----
-
-// A slot has a section for each warp, which two of them fill: one or two rows of C columns, or as many as fit of OUT and DOWN. What is read behind a
-// row's end meets zeros.
-constexpr u32 FETCHERS = 4, SECTIONS = WARPS / FETCHERS;
-constexpr u32 SECTION = (C * sizeof(Element) <= 2048 ? 2 : 1) * C * sizeof(Element), SLOT_BYTES = WARPS * SECTION, MARGIN = CHUNK * sizeof(Element);
 __device__ constexpr u32 row_bytes(Stage s) { return columns_max(s) * sizeof(Element); }
-__device__ constexpr u32 section_rows(Stage s) { return smaller(SECTION / row_bytes(s), WARP / SECTIONS); }
-__device__ constexpr u32 slots(Stage s) { return divide_up(warp_rows_max(s), section_rows(s)); }
-
-// Rows whose weights a warp holds in registers at once, in so many of them that nothing spills. They lie in four slots at most.
-constexpr u32 HELD_REGISTERS = 120;
-__device__ constexpr u32 held_rows(Stage s) {
-    return smaller(smaller(larger(HELD_REGISTERS / (chunks(s) * 4), 1), 3 * section_rows(s)), warp_rows_max(s));
-}
 
 // ---- shared memory ----
 
@@ -94,11 +80,14 @@ constexpr u32 SLOTS_MAX = 32;
 
 constexpr u32 CORE_PACK = sizeof(u32) / sizeof(Element); // attention's values of a word
 
+// Sums that are added up by whole warps.
+constexpr u32 MOMENTS = divide_up(N * WARPS, WARP) * WARP;
+
 // The residual stream on its way to a norm: less the mean of the norm before, times the norm's weight; and the sums of each warp's rows and of their
 // squares, before the weight.
 struct Stream {
     float x[chunks(QKV) * CHUNK];
-    float2 moments[N * WARPS];
+    float2 moments[MOMENTS];
 };
 struct Shared {
     u64 arrived[HANDOFFS];
@@ -114,14 +103,38 @@ struct Shared {
     alignas(16) Layer layers[LAYERS + 1];                  // of the last only the norm
     Sampling rule;
 };
-constexpr u32 RING_START = divide_up(sizeof(Shared), 128) * 128;
-static_assert(RING_START + 4 * SLOT_BYTES + MARGIN <= GRID_SHARED, "a ring fits");
-constexpr u32 SLOTS = smaller((GRID_SHARED - RING_START - MARGIN) / SLOT_BYTES, SLOTS_MAX);
-constexpr u32 SHARED_BYTES = RING_START + SLOTS * SLOT_BYTES + MARGIN;
 
-// Whether the ring holds a layer. Then weights are there before the values that they are multiplied with; else nobody waits for weights before what
-// others wait for is sent.
-constexpr bool LAYER_HELD = SLOTS >= slots(QKV) + slots(OUT) + slots(UP) + slots(DOWN);
+// ---- the ring of weights ----
+
+// A slot has a section for each warp, which two of them fill: one or two rows of C columns, or as many as fit of OUT and DOWN. What is read behind a
+// row's end meets zeros.
+constexpr u32 FETCHERS = 4, SECTIONS = WARPS / FETCHERS, MARGIN = CHUNK * sizeof(Element);
+constexpr u32 RING_START = divide_up(sizeof(Shared), 128) * 128, RING_BYTES = GRID_SHARED - RING_START - MARGIN;
+__device__ constexpr u32 ring_slots(u32 section) { return smaller(RING_BYTES / (WARPS * section), SLOTS_MAX); }
+__device__ constexpr u32 slots(Stage s, u32 section) { return divide_up(warp_rows_max(s), section / row_bytes(s)); }
+// Whether the ring holds a layer.
+__device__ constexpr bool holds_layer(u32 section) {
+    return ring_slots(section) >= slots(QKV, section) + slots(OUT, section) + slots(UP, section) + slots(DOWN, section);
+}
+constexpr u32 ROW = C * sizeof(Element), SECTION = ROW > 2048 || !holds_layer(2 * ROW) && holds_layer(ROW) ? ROW : 2 * ROW;
+constexpr u32 SLOT_BYTES = WARPS * SECTION, SLOTS = ring_slots(SECTION), SHARED_BYTES = RING_START + SLOTS * SLOT_BYTES + MARGIN;
+static_assert(SLOTS >= 4, "a ring fits");
+__device__ constexpr u32 section_rows(Stage s) { return SECTION / row_bytes(s); }
+__device__ constexpr u32 slots(Stage s) { return slots(s, SECTION); }
+
+// Where it does, weights are there before the values that they are multiplied with; else nobody waits for weights before what others wait for
+// is sent.
+constexpr bool LAYER_HELD = holds_layer(SECTION);
+
+// Bytes a clock that a block asks for: its share of the 4.8 TB a second that an H200's memory brings at 1.98 GHz. Asked for more, it brings less;
+// and what arrives at once is in the way of what blocks hand each other.
+constexpr u32 BYTES_A_CLOCK = larger(2400 / BLOCKS, 1);
+
+// Rows whose weights a warp holds in registers at once, in so many of them that nothing spills. They lie in four slots at most.
+constexpr u32 HELD_REGISTERS = 120;
+__device__ constexpr u32 held_rows(Stage s) {
+    return smaller(smaller(larger(HELD_REGISTERS / (chunks(s) * 4), 1), 3 * section_rows(s)), warp_rows_max(s));
+}
 
 // ---- rows behind a norm ----
 

@@ -48,34 +48,35 @@ struct Matrices {
     const Element *part[3];
 };
 
-// A warp that fills the ring: in every slot the sections of some warps. Where the weights' arrival is what all wait for, it asks for no more than so
-// many bytes a clock, which is about what memory brings: asked for more, it brings less.
-constexpr u32 BYTES_A_CLOCK = 24;
+// An address that the compiler is to know all lanes have.
+__device__ inline const Element *uniform(const Element *p) {
+    u64 x = reinterpret_cast<u64>(p);
+    return reinterpret_cast<const Element *>(u64(uniform(u32(x >> 32))) << 32 | uniform(u32(x)));
+}
 
+// A warp that fills the ring: in every slot the sections of some warps. What it works out is the same for all lanes, because the copy engine takes
+// addresses from uniform registers: for a lane's own, a copy takes 270 cycles to ask for.
 struct Fetcher {
     const GridArguments &g;
     Shared &s;
-    const u32 cluster, rank, first, lane;
+    const u32 cluster = uniform(blockIdx.x / N), rank = uniform(cluster_rank()), first = uniform(threadIdx.x / WARP - WARPS) * SECTIONS;
+    const bool leads = threadIdx.x % WARP == 0;
     u64 policy = 0;
     Place place;
     u32 due = clock(); // when to copy next
 
-    __device__ Fetcher(const GridArguments &g, Shared &s)
-        : g(g), s(s), cluster(blockIdx.x / N), rank(cluster_rank()), first((threadIdx.x / WARP - WARPS) * SECTIONS), lane(threadIdx.x % WARP) {
+    __device__ Fetcher(const GridArguments &g, Shared &s) : g(g), s(s) {
         asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     }
-    // Copies by one lane.
-    __device__ void copy(u32 to, const void *from, u32 bytes, u32 barrier) const {
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                     "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-                     : "memory");
-    }
-    // Waits until so many bytes are due.
-    __device__ void pace(u32 bytes) {
-        if (LAYER_HELD) return;
+    // Copies rows that follow each other, once they are due.
+    __device__ void copy(u32 to, const void *from, u32 bytes, u32 barrier) {
         u32 now = clock();
         while (int(due - now) > 0) now = clock();
         due = now + bytes * FETCHERS / BYTES_A_CLOCK;
+        if (leads)
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                         "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+                         : "memory");
     }
 
     // Row `r` of the cluster's rows of a stage, from the cluster's first column on.
@@ -88,32 +89,33 @@ struct Fetcher {
         return m.part[0] + u64(r) * inputs(S) + columns_of(S, cluster).first;
     }
 
-    // The block's rows of a stage: a lane has those of a section that follow each other in memory.
+    // A section's `count` rows from row `r` of the cluster's on.
+    template <Stage S> __device__ void section(const Matrices &m, u32 r, u32 count, u32 to, u32 full) {
+        constexpr bool APART = S == OUT || S == DOWN;
+        u32 bytes = columns_of(S, cluster).count * sizeof(Element);
+#pragma unroll 1
+        for (u32 run; count > 0; count -= run, r += run, to += run * row_bytes(S)) {
+            run = APART ? 1 : S == QKV ? smaller(count, D - r % D) : count;
+            copy(to, row<S>(m, r), run * bytes, full);
+        }
+    }
+
+    // The block's rows of a stage.
     template <Stage S> __device__ void matrix(const Matrices &m) {
-        constexpr u32 EACH = section_rows(S), COUNT = SECTIONS * EACH;
-        static_assert(COUNT <= WARP, "a lane a row");
-        constexpr bool WHOLE = S != OUT && S != DOWN;
-        u32 bytes = columns_of(S, cluster).count * sizeof(Element), section = first + lane / EACH, i = lane % EACH;
-        Part rows = within(block_rows(S, cluster, rank), WARPS, section);
+        constexpr u32 EACH = section_rows(S);
+        Part rows[SECTIONS];
+#pragma unroll
+        for (u32 i = 0; i < SECTIONS; i++) rows[i] = within(block_rows(S, cluster, rank), WARPS, first + i);
 #pragma unroll 1
         for (u32 t = 0; t < slots(S); t++, place = place.after(1)) {
-            u32 full = shared_address(&s.full[place.slot]), to = shared_address(ring(s)) + place.slot * SLOT_BYTES, j = t * EACH + i;
-            bool there = lane < COUNT && j < rows.count;
-            u32 r = rows.first + j, run = WHOLE ? smaller(EACH - i, rows.count - j) : 1;
-            if (S == QKV) run = smaller(run, D - r % D);
-            bool begins = !WHOLE || i == 0 || S == QKV && r % D == 0;
-            u32 length = there && begins ? run * bytes : 0, all = __popc(__ballot_sync(ALL_LANES, there)) * bytes;
-            const Element *from = row<S>(m, r);
+            u32 full = shared_address(&s.full[place.slot]), to = shared_address(ring(s)) + place.slot * SLOT_BYTES, count[SECTIONS], all = 0;
+#pragma unroll
+            for (u32 i = 0; i < SECTIONS; i++) all += count[i] = smaller(EACH, rows[i].count - smaller(t * EACH, rows[i].count));
             await(shared_address(&s.empty[place.slot]), place.parity ^ 1);
-            if (lane == 0) barrier_expect(full, all);
+            if (leads) barrier_expect(full, all * columns_of(S, cluster).count * sizeof(Element));
             __syncwarp();
-#pragma unroll 1
-            for (u32 turn = 0; turn < COUNT; turn++) {
-                u32 next = __shfl_sync(ALL_LANES, length, turn);
-                if (next == 0) continue;
-                pace(next);
-                if (lane == turn) copy(to + section * SECTION + i * row_bytes(S), from, length, full);
-            }
+#pragma unroll
+            for (u32 i = 0; i < SECTIONS; i++) section<S>(m, rows[i].first + t * EACH, count[i], to + (first + i) * SECTION, full);
         }
     }
 
@@ -121,10 +123,10 @@ struct Fetcher {
         for (u32 t = 0; t < g.steps; t++) {
             for (u32 l = 0; l < LAYERS; l++) {
                 const Layer &layer = s.layers[l];
-                matrix<QKV>({layer.q, layer.k, layer.v});
-                matrix<OUT>({layer.out});
-                matrix<UP>({layer.up});
-                matrix<DOWN>({layer.down});
+                matrix<QKV>({uniform(layer.q), uniform(layer.k), uniform(layer.v)});
+                matrix<OUT>({uniform(layer.out)});
+                matrix<UP>({uniform(layer.up)});
+                matrix<DOWN>({uniform(layer.down)});
             }
             matrix<HEAD>({g.token});
         }

@@ -49,14 +49,12 @@ struct Worker {
     Moments moments;               // of the residual stream, this lane's part
 
     __device__ Worker(const GridArguments &g, const float2 *sums, Shared &s)
-        : g(g), sums(sums), s(s), reader(s), cluster(blockIdx.x / N), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP),
-          heads(heads_of(cluster)), qkv(warp_rows(QKV, cluster, rank, warp)), res(warp_rows(OUT, cluster, rank, warp)),
-          up(warp_rows(UP, cluster, rank, warp)) {}
+        : g(g), sums(sums), s(s), reader(s), cluster(uniform(blockIdx.x / N)), rank(uniform(cluster_rank())),
+          warp(uniform(threadIdx.x / WARP)), lane(threadIdx.x % WARP), heads(heads_of(cluster)), qkv(warp_rows(QKV, cluster, rank, warp)),
+          res(warp_rows(OUT, cluster, rank, warp)), up(warp_rows(UP, cluster, rank, warp)) {}
 
-    // What follows from these is worked out again from here on: kept in registers over all layers, it would not fit.
-    __device__ void forget() {
-        asm volatile("" : "+r"(cluster), "+r"(rank), "+r"(warp), "+r"(lane), "+r"(qkv.first), "+r"(res.first), "+r"(up.first), "+r"(heads.first));
-    }
+    // What follows from the lane is worked out again from here on: kept in registers over all layers, it would not fit.
+    __device__ void forget() { asm volatile("" : "+r"(lane)); }
 
     // ---- handoffs within the cluster ----
 
@@ -77,6 +75,9 @@ struct Worker {
         ::await(base() + barrier(HANDOFF), parities >> HANDOFF & 1);
         clock.waited(HANDOFF);
         parities ^= 1u << HANDOFF;
+    }
+    // Makes its barrier ready for the next, which cannot be complete before.
+    template <u32 HANDOFF> __device__ void expect() const {
         if (threadIdx.x == 0) barrier_expect(base() + barrier(HANDOFF), bytes(HANDOFF, cluster));
     }
     // Sends a warp's `count` rows, at most R, that lane r % LANES<R> holds, to all blocks: to `buffer`, the first row's place.
@@ -93,12 +94,12 @@ struct Worker {
     // ---- products ----
 
     // Brings the weights of the warp's rows from `FIRST` on, as many as registers hold.
-    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held) const {
+    template <Stage S, u32 FIRST = 0> __device__ void load(Held<S> &held, bool there = true) const {
         constexpr u32 EACH = section_rows(S), ROWS = warp_rows_max(S), LAST = smaller(FIRST + held_rows(S), ROWS);
 #pragma unroll
         for (u32 row = FIRST; row < LAST; row++) {
             u32 r = row - FIRST, ahead = row / EACH - FIRST / EACH;
-            if (r == 0 || row % EACH == 0) reader.await(ahead);
+            if (there && (r == 0 || row % EACH == 0)) reader.await(ahead);
             const Four<Element> *at = reinterpret_cast<const Four<Element> *>(reader.section(ahead) + row % EACH * row_bytes(S)) + lane;
 #pragma unroll
             for (u32 c = 0; c < chunks(S); c++) held.part[r][c] = now(at[c * WARP].values());
@@ -132,7 +133,7 @@ struct Worker {
         for (u32 c = 0; c < chunks(QKV); c++) x[c] = load4(from.x + c * CHUNK + lane * 4);
         moments = {};
 #pragma unroll
-        for (u32 i = 0; i < N * WARPS / WARP; i++) {
+        for (u32 i = 0; i < MOMENTS / WARP; i++) {
             float2 theirs = from.moments[i * WARP + lane];
             moments.sum += theirs.x, moments.squares += theirs.y;
         }
@@ -167,7 +168,7 @@ struct Worker {
     template <u32 R> __device__ u32 row_of(Part part) const { return part.first + smaller(lane % LANES<R>, larger(part.count, 1) - 1); }
 
     __device__ void embed(const Token &t);
-    __device__ void begin(Ahead &next, u32 layer, u32 past);
+    __device__ void begin(Ahead &next, u32 layer, u32 past, bool weights, bool there);
     __device__ void attention(Ahead &ahead, Held<UP> &next, u32 layer, u32 past, u32 epoch);
     __device__ void core(const Cache &cache, Rows (&cached)[GROUPS_AHEAD], u32 past);
     __device__ void merge() const;

@@ -4,8 +4,10 @@ use super::ModelShape;
 use super::spread::{PICK_BYTES, PICK_WORDS, picks};
 use crate::compile::Unit;
 
-/// Blocks of a cluster.
-pub(crate) const CLUSTER: usize = 16;
+/// Blocks of a cluster: as many as a GPU can be asked for, or fewer, which hand over sooner, where a layer's weights are so few bytes a block.
+pub(crate) const CLUSTER_MAX: usize = 16;
+const CLUSTER_SMALL: usize = 12;
+const SMALL_BYTES_MAX: usize = 100 << 10;
 /// Warps of a block that compute, and those that fetch weights.
 const WARPS: usize = 8;
 const FETCHERS: usize = 4;
@@ -16,14 +18,21 @@ const CHUNK: usize = 128;
 /// Below this, one cluster keeps up: it need not wait for others.
 const WEIGHT_BYTES_MIN: usize = 20 << 20;
 
+/// Clusters, of so many that there may be, to which heads are dealt: not more than heads, and one fewer where that deals them evenly.
+fn dealt(heads: usize, clusters: usize) -> usize {
+    let most = clusters.min(heads);
+    if most > 1 && !heads.is_multiple_of(most) && heads.is_multiple_of(most - 1) { most - 1 } else { most }
+}
+
 /// How a model is spread over clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardLayout {
     shape: ModelShape,
     /// Bytes of a weight: 2 or 4.
     element_bytes: usize,
-    /// Clusters of the launch, each with a shard of the model.
+    /// Clusters of the launch, each with a shard of the model, and blocks of each.
     shards: usize,
+    cluster: usize,
     /// Dynamic shared memory of a block.
     shared_bytes: usize,
     /// Pieces that a head's cache is cut into, each with a block of its own.
@@ -31,7 +40,7 @@ pub struct ShardLayout {
 }
 
 impl ShardLayout {
-    /// The layout for a model whose elements have so many bytes, on a GPU that holds `clusters` clusters of [`CLUSTER`] blocks at once, which may
+    /// The layout for a model whose elements have so many bytes, on a GPU that holds `clusters` clusters of [`CLUSTER_MAX`] blocks at once, which may
     /// use `shared_bytes_max` of shared memory each, if there is one.
     #[must_use]
     pub fn new(
@@ -41,26 +50,30 @@ impl ShardLayout {
         shared_bytes_max: usize,
     ) -> Option<Self> {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
+        let clusters = dealt(heads, clusters);
         if [channels, heads, width, layers, context, vocab, clusters].contains(&0)
             || channels % heads != 0
             || shared_bytes_max < PICK_BYTES
-            || !picks(clusters * CLUSTER, vocab)
         {
             return None;
         }
         let shared_bytes = (shared_bytes_max - PICK_BYTES) / 16 * 16;
-        if heads > clusters * CLUSTER {
+        let layer_bytes = (4 * channels + 2 * width) * channels * element_bytes;
+        let small = layer_bytes <= SMALL_BYTES_MAX * clusters * CLUSTER_SMALL;
+        let cluster = if small { CLUSTER_SMALL } else { CLUSTER_MAX };
+        let blocks = clusters * cluster;
+        if heads > blocks || !picks(blocks, vocab) {
             return None;
         }
         // No more pieces than a full context keeps busy: consumers read them all.
-        let most = CLUSTER / heads.div_ceil(clusters);
+        let most = cluster / heads.div_ceil(clusters);
         let pieces = context.div_ceil(WARPS * KEYS).next_power_of_two().min(1 << most.ilog2());
-        let layout = Self { shape, element_bytes, shards: clusters, shared_bytes, pieces };
+        let layout = Self { shape, element_bytes, shards: clusters, cluster, shared_bytes, pieces };
         let head_bytes = channels / heads * element_bytes;
         let even = channels % 16 == 0 && width % 16 == 0 && (channels / heads).is_multiple_of(8);
-        let fits = channels >= CLUSTER * WARPS && head_bytes <= 32 * 16;
+        let fits = channels >= cluster * WARPS && head_bytes <= 32 * 16;
         // The device code counts rows times blocks in 32 bits.
-        let counted = vocab.max(3 * channels).max(width) < u32::MAX as usize / (clusters * CLUSTER + 1);
+        let counted = vocab.max(3 * channels).max(width) < u32::MAX as usize / (blocks + 1);
         if !(even && fits && counted) {
             return None;
         }
@@ -114,7 +127,7 @@ impl ShardLayout {
         let ModelShape { channels, heads, layers, vocab, .. } = self.shape;
         let head = channels / heads;
         let chunks = |columns: usize| columns.next_multiple_of(CHUNK);
-        let stream = chunks(channels) * 4 + CLUSTER * WARPS * 8;
+        let stream = chunks(channels) * 4 + (self.cluster * WARPS).next_multiple_of(32) * 8;
         let core = chunks(heads.div_ceil(self.shards) * head);
         let pieces = self.pieces * (core * 4 + core.div_ceil(head) * 8);
         let hidden = chunks(units.iter().copied().max().unwrap_or(0)) * 4;
@@ -139,7 +152,12 @@ impl ShardLayout {
 
     /// Blocks of the launch.
     pub(crate) fn blocks(&self) -> usize {
-        self.shards * CLUSTER
+        self.shards * self.cluster
+    }
+
+    /// Blocks of a cluster.
+    pub(crate) fn cluster(&self) -> usize {
+        self.cluster
     }
 
     /// Threads of a block.
@@ -158,7 +176,7 @@ impl ShardLayout {
         let own = [
             ("GRID_HALF", usize::from(self.element_bytes == 2)),
             ("GRID_BLOCKS", self.blocks()),
-            ("GRID_CLUSTER", CLUSTER),
+            ("GRID_CLUSTER", self.cluster),
             ("GRID_WARPS", WARPS),
             ("GRID_KEYS", KEYS),
             ("GRID_SPLITS", self.pieces),
@@ -219,7 +237,18 @@ mod tests {
         let units = |shape| layout(shape, 2).map(|found| found.units());
         assert_eq!(units(WIDE), Some(vec![464, 464, 464, 464, 464, 464, 288]));
         let narrow = ModelShape { channels: 128, heads: 4, width: 128, ..WIDE };
-        assert_eq!(units(narrow), Some(vec![16, 16, 16, 16, 16, 16, 32]));
+        assert_eq!(units(narrow), Some(vec![32; 4]), "no cluster is without a head");
+        let even = ModelShape { heads: 12, ..WIDE };
+        assert_eq!(units(even), Some(vec![512; 6]), "two heads each");
+    }
+
+    /// Without this, a small layer could be spread over more blocks than gain by it.
+    #[test]
+    fn clusters_are_smaller_where_layers_are() {
+        let blocks = |shape, bytes| layout(shape, bytes).map(|found| (found.cluster(), found.blocks()));
+        let small = ModelShape { channels: 384, heads: 6, width: 1536, layers: 6, ..WIDE };
+        assert_eq!((blocks(small, 2), blocks(small, 4)), (Some((12, 72)), Some((12, 72))));
+        assert_eq!((blocks(WIDE, 2), blocks(XL, 2)), (Some((16, 112)), Some((16, 112))));
     }
 
     /// Without this, the plan could promise less than the kernel writes.

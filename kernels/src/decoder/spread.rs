@@ -2,7 +2,7 @@
 
 use super::cluster_layout::SHARED_BYTES;
 use super::grid_layout::GridLayout;
-use super::shard_layout::{CLUSTER, ShardLayout};
+use super::shard_layout::{CLUSTER_MAX, ShardLayout};
 use super::{ModelShape, clusters_at_once};
 use crate::compile::Unit;
 use crate::device::{Device, Launch, Start};
@@ -43,10 +43,10 @@ impl Spread {
         }
         // With all of the shared memory, any kernel has a multiprocessor a block.
         let launch = Launch {
-            grid: [CLUSTER as u32, 1, 1],
+            grid: [CLUSTER_MAX as u32, 1, 1],
             threads: 32,
             shared_bytes: SHARED_BYTES as u32,
-            start: Start::Clusters(CLUSTER as u32),
+            start: Start::Clusters(CLUSTER_MAX as u32),
         };
         let clusters = clusters_at_once(device, device.function(Entry::add_f32), launch)? as usize;
         Ok(ShardLayout::new(shape, element_bytes, clusters, info.shared_bytes_max))
@@ -110,7 +110,8 @@ impl Spread {
                 (layout.blocks(), layout.threads(), layout.shared_bytes(), Start::Cooperative)
             }
             Self::Shards(layout) => {
-                (layout.blocks(), layout.threads(), layout.shared_bytes(), Start::Clusters(CLUSTER as u32))
+                let start = Start::Clusters(layout.cluster() as u32);
+                (layout.blocks(), layout.threads(), layout.shared_bytes(), start)
             }
         };
         Launch {
