@@ -32,7 +32,7 @@ struct Block {
     float own = 0; // an element of the residual: that of Place(threadIdx.x)
 
     __device__ Block(const BatchArguments &a, Shared &s)
-        : a(a), s(s), rank(cluster_rank()), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), ring(s) {}
+        : a(a), s(s), rank(uniform(cluster_rank())), warp(uniform(threadIdx.x / WARP)), lane(threadIdx.x % WARP), ring(s) {}
 
     // ---- handoffs ----
 
@@ -65,7 +65,7 @@ struct Block {
 
     // Sends what the next norm needs of the residual: all blocks get it.
     template <u32 HANDOFF> __device__ void publish(NormInput &to, const float *gamma) {
-        u32 t = thread(), lane = t % WARP, warp = t / WARP;
+        u32 t = thread();
         Place place(min(t, OUTS - 1));
         float x = own - s.shift[place.sequence];
         if (t < OUTS) s.outgoing[t] = from_float<bf16>(x * gamma[place.row]), s.shifted[t] = x;
@@ -74,7 +74,7 @@ struct Block {
         constexpr u32 VECTORS = OUTS / 8;
 #pragma unroll
         for (u32 i = 0; i < (VECTORS + WARP - 1) / WARP; i++) {
-            u32 v = i * WARP + lane;
+            u32 v = i * WARP + thread() % WARP;
             if (v >= VECTORS) continue;
             uint4 x = reinterpret_cast<const uint4 *>(s.outgoing)[v];
 #pragma unroll
@@ -87,7 +87,7 @@ struct Block {
 
     // The warp's share of a product, left for the block; its weights come in one part or more.
     template <typename S, typename X, typename... W> __device__ void product(const X &x, const W &...weights) const {
-        u32 warp = thread() / WARP, tile = S::first_tile(warp);
+        u32 tile = S::first_tile(warp);
         Sums<S::EIGHTS> sums;
         ((sums.add(weights, x, tile), tile += sizeof(weights) / sizeof(weights[0]) / S::EIGHTS), ...);
         sums.leave(s.partial + S::place(warp) * B);

@@ -16,8 +16,9 @@
 struct Decoder : Block {
     u32 near_parity = 0;
     float position, position_mean; // of the next step
+    const u32 count;               // of the cluster's sequences
 
-    using Block::Block;
+    __device__ Decoder(const BatchArguments &a, Shared &s) : Block(a, s), count(uniform(s.count)) {}
 
     __device__ void foresee(u32 step);
     __device__ void embed();
@@ -55,9 +56,9 @@ __device__ void Decoder::embed() {
 // q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys and values lie in shared memory, of those behind them as
 // many as a warp has registers for are on their way meanwhile.
 __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]) {
-    u32 t = thread(), lane = t % WARP, warp = t / WARP;
-    u32 here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H, past = min(s.cursor[n].past + step, P);
-    bool busy = here < PAIRS_HERE && pair < PAIRS && n < s.count;
+    u32 lane = thread() % WARP, here = warp / PAIR_PARTS, pair = rank * PAIRS_HERE + here, n = min(pair / H, B - 1), h = pair % H;
+    u32 past = uniform(min(s.cursor[n].past + step, P));
+    bool busy = here < PAIRS_HERE && pair < PAIRS && n < count;
     u64 cached = (u64(s.first + n) * H + h) * P * D;
     u32 start = warp % PAIR_PARTS * TILE_KEYS, old = busy ? past : 0;
     cached += start * D;
@@ -128,9 +129,9 @@ __device__ void Decoder::send_qkv() {
 // Merges the warps' parts of attention and sends them to all blocks.
 __device__ void Decoder::send_core() {
     constexpr u32 VECTORS = D / 8; // of a pair
-    u32 t = thread(), lane = t % WARP, warp = t / WARP;
+    u32 lane = thread() % WARP;
 #pragma unroll
-    for (u32 i = t; i < PAIRS_HERE * D; i += THREADS) {
+    for (u32 i = thread(); i < PAIRS_HERE * D; i += THREADS) {
         u32 here = i / D;
         float most = NO_SCORE, mass = 0, sum = 0;
 #pragma unroll
@@ -217,7 +218,7 @@ __device__ void Decoder::activate(u32 layer) {
 __device__ void Decoder::down(const uint2 (&w)[2][DOWN_UNITS / 2]) {
     Sums<DOWN_EIGHTS> parts;
     parts.add(w[0], s.hidden, 0), parts.add(w[1], s.hidden, DOWN_TILES / 2);
-    u32 t = thread(), lane = t % WARP, warp = t / WARP;
+    u32 lane = thread() % WARP;
     u32 *staged = reinterpret_cast<u32 *>(s.partial) + warp * DOWN_EIGHTS * 4 * B;
     parts.each([&](u32 eight, float4 x) {
         if (parts.has_first()) staged[eight * 4 * B + lane] = pack(x.x, x.y);
@@ -266,8 +267,8 @@ __device__ void Decoder::head(u32 step) {
     }
     meet<NOISY, WARP>();
     await<LOGITS>();
-    pick(warp);
-    if (warp + WARPS < s.count) pick(warp + WARPS);
+#pragma unroll 1
+    for (u32 n = warp; n < count; n += WARPS) pick(n);
     __syncwarp();
     help<PICKED, WARP>();
     meet();
@@ -342,16 +343,16 @@ extern "C" __global__ void __launch_bounds__(THREADS + 4 * WARP, 1) ENTRY(decode
     for (u32 i = threadIdx.x; i < sizeof(Near) / sizeof(uint4); i += blockDim.x) reinterpret_cast<uint4 *>(&near_of(s))[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
     cluster_barrier();
-    if (threadIdx.x < THREADS) {
+    u32 warp = uniform(threadIdx.x / WARP);
+    if (warp < WARPS) {
         take_registers<240>();
         generate(a, s);
     } else {
         give_registers<24>();
-        u32 helper = threadIdx.x - THREADS;
-        if (helper < NORM_THREADS) make_norms(a, s, helper);
-        else if (helper < 2 * WARP) make_noise(a, s);
-        else if (helper < 3 * WARP) bring_keys(a, s);
-        else if (helper == 3 * WARP) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
+        if (warp == WARPS) make_norms(a, s, threadIdx.x % WARP);
+        else if (warp == WARPS + 1) make_noise(a, s);
+        else if (warp == WARPS + 2) bring_keys(a, s);
+        else if (threadIdx.x % WARP == 0) Ring::fill(s, a.stream + u64(rank) * STREAM_BYTES, a.steps * LAYERS);
         __syncwarp();
     }
     __syncthreads();
