@@ -93,10 +93,20 @@ struct Keys {
     }
 };
 
-// put(tile, place in it) for the tile that has key `newest`, if there is one; the first begins at key `first`.
-template <typename Put> __device__ void with_newest(Keys (&keys)[TILES_AHEAD], u32 first, u32 newest, Put put) {
+// Loads tiles from `from` on, of `left` keys; those behind are 0.
+__device__ inline void load_keys(Keys (&held)[TILES_AHEAD], const bf16 *keys, int left, u32 from) {
 #pragma unroll
-    for (u32 i = 0; i < TILES_AHEAD; i++) {
+    for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * TURN_KEYS * D, left - int(i * TURN_KEYS), thread() % WARP);
+}
+__device__ inline void load_values(Keys (&held)[TILES_AHEAD], const bf16 *values, int left, u32 from) {
+#pragma unroll
+    for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_values(values + i * TURN_KEYS * D, left - int(i * TURN_KEYS), thread() % WARP);
+}
+
+// put(tile, place in it) for the one of COUNT tiles that has key `newest`, if there is one; the first begins at key `first`.
+template <u32 COUNT, typename Put> __device__ void with_newest(Keys (&keys)[TILES_AHEAD], u32 first, u32 newest, Put put) {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
         u32 tile = first + i * TURN_KEYS;
         if (tile <= newest && newest < tile + TILE_KEYS) put(keys[i], newest - tile);
     }
@@ -115,29 +125,30 @@ struct Weighted {
     float most = NO_SCORE, mass = 0; // of these lanes' keys
     float sum[WIDE / 2][4] = {};
 
-    // Of each key of the tiles: its two parts are in 0 and 3.
-    __device__ void score(float (&score)[TILES_AHEAD * 2][4], const Keys (&keys)[TILES_AHEAD], const bf16 *q, u32 lane) const {
+    // Of each key of COUNT tiles: its two parts are in 0 and 3.
+    template <u32 COUNT> __device__ void score(float (&score)[TILES_AHEAD * 2][4], const Keys (&keys)[TILES_AHEAD], const bf16 *q, u32 lane) const {
         u32 row = lane / 4;
         const u32 *words = reinterpret_cast<const u32 *>(q) + lane % 4 * 4 + row % 2;
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD * 2; i++) score[i][0] = score[i][1] = score[i][2] = score[i][3] = 0;
+        for (u32 i = 0; i < COUNT * 2; i++) score[i][0] = score[i][1] = score[i][2] = score[i][3] = 0;
 #pragma unroll
         for (u32 j = 0; j < D / 32; j++) {
             const u32 *b = words + (j ^ (D == 64 ? row / 2 % 2 : 0)) * 16;
 #pragma unroll
-            for (u32 i = 0; i < TILES_AHEAD * 2; i++) multiply(score[i], keys[i / 2].key[i % 2][j], b[0], b[2]);
+            for (u32 i = 0; i < COUNT * 2; i++) multiply(score[i], keys[i / 2].key[i % 2][j], b[0], b[2]);
         }
     }
 
-    // Adds the tiles' values of keys up to `newest`; tile i begins at key first + i TURN_KEYS.
+    // Adds COUNT tiles' values of keys up to `newest`; tile i begins at key first + i TURN_KEYS.
+    template <u32 COUNT>
     __device__ void add(const float (&score)[TILES_AHEAD * 2][4], const Keys (&keys)[TILES_AHEAD], u32 first, u32 newest, u32 lane) {
         const float factor = rsqrtf(float(D)) * 1.4426950408889634f; // to powers of two
-        float p[TILES_AHEAD * 2], largest = most;
+        float p[COUNT * 2], largest = most;
         // Of the columns that a lane has, these are of its key's order.
         bool agrees = D != 64 || lane / 4 % 2 == lane % 2;
         int last = agrees ? int(newest) - int(first) : -1;
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD * 2; i++) {
+        for (u32 i = 0; i < COUNT * 2; i++) {
             bool there = int(i / 2 * TURN_KEYS + Keys::key_index(i % 2, lane)) <= last;
             p[i] = there ? (score[i][0] + score[i][3]) * factor : 2 * NO_SCORE;
             largest = fmaxf(largest, p[i]);
@@ -148,9 +159,9 @@ struct Weighted {
 #pragma unroll
         for (u32 i = 0; i < WIDE / 2; i++) sum[i][0] *= shrink, sum[i][1] *= shrink, sum[i][2] *= shrink, sum[i][3] *= shrink;
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD * 2; i++) p[i] = power_of_two(p[i] - largest), mass += p[i];
+        for (u32 i = 0; i < COUNT * 2; i++) p[i] = power_of_two(p[i] - largest), mass += p[i];
 #pragma unroll
-        for (u32 i = 0; i < TILES_AHEAD; i++) {
+        for (u32 i = 0; i < COUNT; i++) {
             u32 both = pack(p[2 * i], p[2 * i + 1]), from = lane % 4 * 8;
             u32 p0 = __shfl_sync(ALL_LANES, both, from), p1 = __shfl_sync(ALL_LANES, both, from + (D == 64 ? 5 : 4));
             if (lane / 4 % 4 != lane % 4) p0 = p1 = 0;

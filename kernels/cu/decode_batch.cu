@@ -25,6 +25,8 @@ struct Decoder : Block {
     __device__ void layer(u32 layer, u32 step, uint2 (&w_qkv)[QKV_UNITS]);
     __device__ void project(u32 layer, const uint2 (&w)[QKV_UNITS]);
     __device__ void attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]);
+    template <u32 COUNT>
+    __device__ void attend(Weighted &weighted, Keys (&held)[TILES_AHEAD], const bf16 *&keys, const bf16 *&values, u32 here, u32 at, u32 old);
     __device__ void send_qkv();
     __device__ void send_core();
     __device__ void append(u32 layer, u32 step);
@@ -53,6 +55,23 @@ __device__ void Decoder::embed() {
     publish<RESIDUAL>(s.residual, constants(0) + GAMMA_1);
 }
 
+// Attends to the COUNT tiles from key `at` on that have keys, and asks for those of the next turn.
+template <u32 COUNT>
+__device__ void Decoder::attend(Weighted &weighted, Keys (&held)[TILES_AHEAD], const bf16 *&keys, const bf16 *&values, u32 here, u32 at, u32 old) {
+    u32 lane = thread() % WARP;
+    with_newest<COUNT>(held, at, old, [&](Keys &tile, u32 place) { tile.insert_key(place, s.qkv[1][here], lane); });
+    float score[TILES_AHEAD * 2][4];
+    weighted.score<COUNT>(score, held, s.qkv[0][here], lane);
+    bool more = COUNT == TILES_AHEAD && at + AHEAD_KEYS <= old;
+    if (more) keys = plain_address(keys + AHEAD_KEYS * D), load_keys(held, keys, int(old) - int(at + AHEAD_KEYS), 0);
+    if (at < TURN_KEYS)
+#pragma unroll
+        for (u32 i = 0; i < TILES_NEAR && i < COUNT; i++) held[i].load_near_values(near_of(s).values[here][at + i * TURN_KEYS], lane);
+    with_newest<COUNT>(held, at, old, [&](Keys &tile, u32 place) { tile.insert_value(place, s.qkv[2][here], lane); });
+    weighted.add<COUNT>(score, held, at, old, lane);
+    if (more) values = plain_address(values + AHEAD_KEYS * D), load_values(held, values, int(old) - int(at + AHEAD_KEYS), 0);
+}
+
 // q, k and v of ln1(x), sent to the blocks of their heads; there attention. The first keys and values lie in shared memory, of those behind them as
 // many as a warp has registers for are on their way meanwhile.
 __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNITS]) {
@@ -65,17 +84,9 @@ __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNI
     const bf16 *keys = plain_address(a.keys[layer] + cached + lane / 4 * D + Keys::key_channel(0, lane));
     const bf16 *values = plain_address(a.values[layer] + cached + lane % 4 * 2 * D + Keys::value_channel(lane));
     Keys held[TILES_AHEAD];
-    auto load_keys = [&](int left, u32 from) {
-#pragma unroll
-        for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_keys(keys + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
-    };
-    auto load_values = [&](int left, u32 from) {
-#pragma unroll
-        for (u32 i = from; i < TILES_AHEAD; i++) held[i].load_values(values + i * TURN_KEYS * D, left - int(i * TURN_KEYS), lane);
-    };
-    load_values(int(old) - int(start), TILES_NEAR);
+    load_values(held, values, int(old) - int(start), TILES_NEAR);
     project(layer, w);
-    load_keys(int(old) - int(start), TILES_NEAR);
+    load_keys(held, keys, int(old) - int(start), TILES_NEAR);
     barrier_await_together(shared_address(&s.near), near_parity), near_parity ^= 1;
     if (here < PAIRS_HERE)
 #pragma unroll
@@ -83,20 +94,13 @@ __device__ void Decoder::attention(u32 layer, u32 step, const uint2 (&w)[QKV_UNI
     if (rank * PAIRS_HERE < PAIRS) await<QKV>(); // of nothing, phases would end before all have seen them
     if (here < PAIRS_HERE) {
         Weighted weighted;
-        const bf16 *k = s.qkv[1][here], *v = s.qkv[2][here];
 #pragma unroll 1
         for (u32 at = start; at <= old; at += AHEAD_KEYS) {
-            with_newest(held, at, old, [&](Keys &tile, u32 place) { tile.insert_key(place, k, lane); });
-            float score[TILES_AHEAD * 2][4];
-            weighted.score(score, held, s.qkv[0][here], lane);
-            bool more = at + AHEAD_KEYS <= old;
-            if (more) keys = plain_address(keys + AHEAD_KEYS * D), load_keys(int(old) - int(at + AHEAD_KEYS), 0);
-            if (at == start)
-#pragma unroll
-                for (u32 i = 0; i < TILES_NEAR; i++) held[i].load_near_values(near_of(s).values[here][start + i * TURN_KEYS], lane);
-            with_newest(held, at, old, [&](Keys &tile, u32 place) { tile.insert_value(place, v, lane); });
-            weighted.add(score, held, at, old, lane);
-            if (more) values = plain_address(values + AHEAD_KEYS * D), load_values(int(old) - int(at + AHEAD_KEYS), 0);
+            u32 tiles = (old - at) / TURN_KEYS;
+            if (tiles == 0) attend<1>(weighted, held, keys, values, here, at, old);
+            else if (tiles == 1) attend<2>(weighted, held, keys, values, here, at, old);
+            else if (tiles == 2) attend<3>(weighted, held, keys, values, here, at, old);
+            else attend<TILES_AHEAD>(weighted, held, keys, values, here, at, old);
         }
         weighted.leave(s.attention.part[here][warp % PAIR_PARTS], s.attention.mass[here][warp % PAIR_PARTS], lane);
     }
