@@ -24,30 +24,6 @@
 #include "decode_attention.cuh"
 #endif
 
-// Waits for the next token's position, by one warp for all that meet it later.
-__device__ void Worker::await_position() {
-    if (warp < WARPS - 1) return;
-    float sum = 0;
-    await<POSITION>();
-#pragma unroll
-    for (u32 k = lane; k < C; k += WARP) sum += to_float(s.position[k]);
-    sum = warp_sum(sum);
-    if (lane == 0) s.position_mean = sum * (1.0f / C);
-}
-
-// One thread has a row of the position embedding fetched for the next token.
-__device__ void Worker::fetch_position(u32 position) const {
-    if (threadIdx.x > 0) return;
-    fetch(shared_address(s.position), a.position + u64(position) * C, C * sizeof(Element), base() + barrier(POSITION));
-}
-
-// What this token's pick and the next token need, where there is time for it.
-__device__ void Worker::prepare(u32 step, u32 next, u32 end) const {
-    if (next < end) fetch_position(next);
-    u32 noisy = THREADS - 1 - threadIdx.x; // by the warps that do not finish
-    if (!s.rule.greedy && noisy < V) s.noise[noisy] = gumbel(noisy, step, s.rule);
-}
-
 // logits = final_norm(x) . token, to all blocks of the team, and the next token from them.
 __device__ u32 Worker::head(const float4 (&x)[HeadSplit::FOURS], float moments) {
     Sums<HeadSplit> sums;
@@ -72,20 +48,6 @@ __device__ void Worker::send_logits() const {
         u32 there = in_block(base(), warp + (i + copy) * FINISHERS);
         if (v < V && i + copy < TEAM / FINISHERS) send(there + offset(s.logits + v), value, there + barrier(LOGITS));
     }
-}
-
-// Picks the next token: one warp.
-__device__ void Worker::pick() {
-    constexpr u32 EACH = (V + WARP - 1) / WARP;
-    Sampling rule = s.rule;
-    Scores<EACH, WholeWarp> scores(rule, {}, [&](u32 token) { return s.noise[token]; });
-    await<LOGITS>();
-    scores.read(s.logits);
-    u32 token = scores.pick_by_warp();
-    if (lane == 0) s.token = token;
-#pragma unroll
-    for (u32 v = lane; v < V; v += WARP)
-        if (rank == 0) a.logits[v] = s.logits[v];
 }
 
 __device__ inline void generate(const DecodeArguments &a, Shared &s) {

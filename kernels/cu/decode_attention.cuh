@@ -97,18 +97,6 @@ __device__ void Decoder::release_keys(const Rows &rows) {
     key_slot.advance();
 }
 
-// The warps' parts of a head's result, summed: each warp takes a lane's worth of channels to some of the blocks.
-__device__ void Decoder::send_core(u32 head, u32 part) const {
-    constexpr u32 SHARES = D / WARP, COUNT = N * SHARES / FINISHERS, STRIDE = FINISHERS / SHARES;
-    u32 channel = warp % SHARES * WARP;
-    BlockPart whole(s, channel + lane);
-    deliver<CORE, WARP, COUNT, STRIDE>(whole.sum, s.core[part] + head * D + channel, warp / SHARES);
-    if (channel == 0 && lane < COUNT) {
-        u32 there = in_block(base(), warp / SHARES + lane * STRIDE);
-        send(there + offset(&s.core_mass[part][head]), __int_as_float(whole.most), whole.mass, there + barrier(CORE));
-    }
-}
-
 // A head's S results, merged by their masses: of the warp's columns.
 __device__ void Decoder::merge() {
     constexpr u32 COLUMNS = C / WARPS;

@@ -29,26 +29,6 @@ struct KeySlot {
     static __device__ char *at(Shared &s, u32 slot) { return reinterpret_cast<char *>(&s) + KEYS_START + slot * 2 * KEY_BYTES; }
 };
 
-// Fills the slots for positions `past` to `end`, by one thread: `keys` and `values` are those of each layer, [H, P, D].
-__device__ inline void fill_keys(Shared &s, Element *const *keys, Element *const *values, u32 head, u32 part, u32 past, u32 end) {
-    KeySlot at;
-#pragma unroll 1
-    for (; past < end; past++)
-#pragma unroll 1
-        for (u32 layer = 0; layer < LAYERS; layer++)
-#pragma unroll 1
-            for (u32 round = 0; first_position(round, part) <= past; round++, at.advance()) {
-                u32 full = shared_address(&s.keys_full[at.slot]), to = shared_address(KeySlot::at(s, at.slot));
-                u32 first = first_position(round, part), bytes = min(past - min(past, first), BLOCK_KEYS) * D * sizeof(Element);
-                barrier_await_asleep(shared_address(&s.keys_empty[at.slot]), at.parity ^ 1);
-                order_copies(); // the last token's rows were stored by other threads
-                barrier_expect(full, 2 * bytes);
-                if (bytes == 0) continue;
-                u64 from = (u64(head) * P + first) * D;
-                fetch(to, keys[layer] + from, bytes, full), fetch(to + KEY_BYTES, values[layer] + from, bytes, full);
-            }
-}
-
 // Keys and values of a round that a lane has: as they are stored, 16 bytes and two channels at a time.
 struct Rows {
     static constexpr u32 WIDE = 16 / sizeof(Element), TIMES = 16 / WIDE; // channels of 16 bytes, and how many times that of a key
@@ -212,32 +192,3 @@ struct Weighted {
     }
 };
 static_assert(VALUES == 8, "a lane has the values of eight keys");
-
-// The warps' parts of a channel, summed, with their mass.
-struct BlockPart {
-    int most = NO_SCORE;
-    float sum, mass;
-
-    __device__ BlockPart(const Shared &s, u32 channel) {
-        Mass theirs[WARPS];
-        float x[WARPS], weight[WARPS];
-#pragma unroll
-        for (int i = 0; i < int(WARPS); i += 2) {
-            int4 two = *reinterpret_cast<const int4 *>(s.part_mass + i);
-            theirs[i] = {two.x, __int_as_float(two.y)}, theirs[i + 1] = {two.z, __int_as_float(two.w)};
-        }
-#pragma unroll
-        for (int i = 0; i < int(WARPS); i++) x[i] = s.part[i][channel];
-#pragma unroll
-        for (int i = 0; i < int(WARPS); i += 2) most = max(most, max(theirs[i].most, theirs[i + 1].most));
-#pragma unroll
-        for (int i = 0; i < int(WARPS); i++) weight[i] = whole_power(theirs[i].most - most);
-        float sums[2] = {}, masses[2] = {};
-#pragma unroll
-        for (int i = 0; i < int(WARPS); i++) {
-            sums[i % 2] = fmaf(weight[i], x[i], sums[i % 2]);
-            masses[i % 2] = fmaf(weight[i], theirs[i].mass, masses[i % 2]);
-        }
-        sum = sums[0] + sums[1], mass = masses[0] + masses[1];
-    }
-};

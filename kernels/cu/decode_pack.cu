@@ -59,10 +59,5 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     for (u32 i = threadIdx.x; i < OUT_ROWS; i += blockDim.x) mine[FINAL_GAMMA + i] = to_float(gamma[residual_row(rank, i)]);
     for (u32 i = warp; i < HEAD_ROWS; i += WARPS)
         norm_row(mine + HEAD_AB + 2 * i, token + u64(min(rank * HEAD_ROWS + i, V - 1)) * C, gamma, beta, 0.0f);
-    for (u32 i = warp; i < V; i += WARPS) {
-        float sum = 0;
-        for (u32 k = threadIdx.x % WARP; k < C; k += WARP) sum += to_float(token[u64(i) * C + k]);
-        sum = warp_sum(sum);
-        if (threadIdx.x % WARP == 0) mine[TOKEN_MEANS + i] = sum * (1.0f / C);
-    }
+    token_means(mine + TOKEN_MEANS, token, V);
 }

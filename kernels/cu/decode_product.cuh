@@ -1,10 +1,7 @@
 // Products of a block, and how their sums become values for other blocks.
 #pragma once
-#include "decode_keys.cuh"
+#include "decode_warp.cuh"
 #include "decode_window.cuh"
-
-// The warps that compute meet.
-__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
 // FOURS times four neighbours, from shared memory.
 template <u32 FOURS> __device__ void read(float4 (&x)[FOURS], const float *p) {

@@ -1,6 +1,6 @@
 // The layers of decode.cu where every product's rows are spread over all blocks.
 #pragma once
-#include "decode_warp.cuh"
+#include "decode_worker.cuh"
 
 // A lane's columns of a row in front of a norm.
 template <typename Split> __device__ void read_stream(float4 (&x)[Split::FOURS], Stream &stream) {
@@ -30,27 +30,6 @@ struct Decoder : Worker {
     Rows rows; // of a round of keys
 
     using Worker::Worker;
-
-    // Sends a value for each of LANES rows, which the lanes of a warp hold again and again, to `place` and behind in COUNT blocks, from `to` on
-    // each STRIDE-th.
-    template <u32 HANDOFF, u32 LANES, u32 COUNT, u32 STRIDE> __device__ void deliver(float value, const float *place, u32 to) const {
-        u32 at = offset(place + lane % LANES), copy = lane / LANES;
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i += WARP / LANES) {
-            u32 there = in_block(base(), to + (i + copy) * STRIDE);
-            if (i + copy < COUNT) send(there + at, value, there + barrier(HANDOFF));
-        }
-    }
-    // The same in bfloat16, two rows a word: lanes of even rows send to every other block, those of odd rows to the rest.
-    template <u32 HANDOFF, u32 LANES, u32 COUNT, u32 STRIDE> __device__ void deliver(float value, const bf16 *place, u32 to) const {
-        u32 odd = lane % 2, mine = from_float<bf16>(value).bits, other = __shfl_xor_sync(ALL_LANES, mine, 1);
-        u32 word = odd ? mine << 16 | other : other << 16 | mine, at = offset(place + lane % LANES - odd), copy = lane / LANES * 2 + odd;
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i += 2 * (WARP / LANES)) {
-            u32 there = in_block(base(), to + (i + copy) * STRIDE);
-            if (i + copy < COUNT) send(there + at, word, there + barrier(HANDOFF));
-        }
-    }
 
     // Sends the block's rows of the residual to all blocks, for a norm with these gammas.
     template <u32 HANDOFF> __device__ void send_rows(const Stream &stream, const float (&gamma)[OutSplit::ROWS]) const {
@@ -98,7 +77,6 @@ struct Decoder : Worker {
     __device__ bool has_keys(u32 round, u32 past) const;
     __device__ void load_keys(Rows &rows) const;
     __device__ void release_keys(const Rows &rows);
-    __device__ void send_core(u32 head, u32 part) const;
     __device__ void core(u32 layer, u32 past);
     __device__ void merge();
     __device__ void out(u32 layer);

@@ -6,7 +6,7 @@
 // keys of its next layer in registers; so that the first layer has its own before a token is picked, this is the last thing that a layer does. It
 // keeps its layers' keys and values in shared memory, and has the copy engine bring its next layer's weights as soon as this one's are used.
 #pragma once
-#include "decode_warp.cuh"
+#include "decode_worker.cuh"
 
 // A product's weights in registers, ahead of what they multiply.
 template <u32 PRODUCT, typename Split> struct Held {

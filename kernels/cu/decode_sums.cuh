@@ -1,7 +1,10 @@
 // Sums over the lanes of a warp and over the warps, and LayerNorm by way of them.
 #pragma once
+#if CLUSTERS > 1
+#include "train_layout.cuh"
+#else
 #include "decode_layout.cuh"
-#include "powers.cuh"
+#endif
 
 // The sum over the lanes that differ in bits from `FIRST` up to below `LAST`.
 template <u32 FIRST, u32 LAST> __device__ float sum_over(float x) {

@@ -4,7 +4,7 @@
 // a layer fits into the window, a part is a whole product and has a place of its own, filled with the next layer's weights as soon as all
 // warps are done with this layer's (STATIC). Else parts are smaller and of one size, and the window is a ring of them.
 #pragma once
-#include "decode_layout.cuh"
+#include "decode_keys.cuh"
 
 // The largest divisor of `n` up to `limit`.
 __device__ constexpr u32 divisor_up_to(u32 n, u32 limit) {
@@ -96,3 +96,23 @@ struct Reader {
         }
     }
 };
+
+// Fills the slots for positions `past` to `end`, by one thread: `keys` and `values` are those of each layer, [H, P, D].
+__device__ inline void fill_keys(Shared &s, Element *const *keys, Element *const *values, u32 head, u32 part, u32 past, u32 end) {
+    KeySlot at;
+#pragma unroll 1
+    for (; past < end; past++)
+#pragma unroll 1
+        for (u32 layer = 0; layer < LAYERS; layer++)
+#pragma unroll 1
+            for (u32 round = 0; first_position(round, part) <= past; round++, at.advance()) {
+                u32 full = shared_address(&s.keys_full[at.slot]), to = shared_address(KeySlot::at(s, at.slot));
+                u32 first = first_position(round, part), bytes = min(past - min(past, first), BLOCK_KEYS) * D * sizeof(Element);
+                barrier_await_asleep(shared_address(&s.keys_empty[at.slot]), at.parity ^ 1);
+                order_copies(); // the last token's rows were stored by other threads
+                barrier_expect(full, 2 * bytes);
+                if (bytes == 0) continue;
+                u64 from = (u64(head) * P + first) * D;
+                fetch(to, keys[layer] + from, bytes, full), fetch(to + KEY_BYTES, values[layer] + from, bytes, full);
+            }
+}

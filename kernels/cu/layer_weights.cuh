@@ -27,3 +27,12 @@ template <typename T> __device__ void norm_row(float *ab, const T *row, const T 
     float2 sums = norm_sums(row, gamma, beta);
     if (threadIdx.x % WARP == 0) ab[0] = sums.x, ab[1] = sums.y + bias;
 }
+// The mean of each token's embedding: a block of 256 threads.
+template <typename T> __device__ void token_means(float *means, const T *token, u32 vocab) {
+    for (u32 i = threadIdx.x / WARP; i < vocab; i += 256 / WARP) {
+        float sum = 0;
+        for (u32 k = threadIdx.x % WARP; k < C; k += WARP) sum += to_float(token[u64(i) * C + k]);
+        sum = warp_sum(sum);
+        if (threadIdx.x % WARP == 0) means[i] = sum * (1.0f / C);
+    }
+}

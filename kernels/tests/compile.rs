@@ -63,9 +63,13 @@ fn narrow_models() -> [ModelShape; 3] {
 fn clusters_compile() -> Result<(), Failed> {
     use DecoderEntry as Kernel;
     let [small, ..] = narrow_models();
-    // As much as stages have room for, and fewer layers than there are stages.
-    let most = ModelShape { layers: 8, vocab: 128, ..small };
-    let shapes = narrow_models().into_iter().chain([most, ModelShape { layers: 1, context: 41, ..small }]);
+    // As much as stages have room for, and fewer layers than there are stages; the same of trains, and heads of half the width.
+    let [most, least] =
+        [ModelShape { layers: 8, vocab: 128, ..small }, ModelShape { layers: 1, context: 41, ..small }];
+    let wide = ModelShape { channels: 384, heads: 12, width: 1536, layers: 8, vocab: 256, ..small };
+    let narrow =
+        ModelShape { channels: 256, heads: 8, width: 1024, layers: 2, context: 768, vocab: 11, ..small };
+    let shapes = narrow_models().into_iter().chain([most, least, wide, narrow]);
     let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];
     for (shape, element_bytes) in shapes.flat_map(|shape| [(shape, 2), (shape, 4)]) {
         let layouts: Vec<_> = ClusterLayout::all(shape, element_bytes).collect();
@@ -75,8 +79,11 @@ fn clusters_compile() -> Result<(), Failed> {
         for (layout, arch) in
             layouts.iter().flat_map(|layout| CLUSTERED.iter().map(move |arch| (layout, arch)))
         {
-            compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
+            let cubin = compile_decoder(arch, &layout.unit(), element_bytes, &kernels)
                 .map_err(|error| format!("{layout:?}: {error}"))?;
+            if layout.is_train() && arch.starts_with("sm_90") {
+                must_not_split_words(&cubin, "decode_bf16")?;
+            }
         }
     }
     Ok(())
@@ -173,7 +180,7 @@ fn compile_decoder(
     unit: &Unit,
     element_bytes: usize,
     kernels: &[DecoderEntry],
-) -> Result<(), String> {
+) -> Result<Vec<u8>, String> {
     let Compiled { cubin, log } = compile(arch, unit).map_err(|error| error.to_string())?;
     let suffix = if element_bytes == 2 { "bf16" } else { "f32" };
     for kernel in kernels.iter().filter(|_| arch.starts_with("sm_90")) {
@@ -183,7 +190,7 @@ fn compile_decoder(
             must_not_split_words(&cubin, &name)?;
         }
     }
-    Ok(())
+    Ok(cubin)
 }
 
 /// Words between blocks carry their epoch with their values, and are read as one. Without this, a reader that needs only a part of such a word is
@@ -208,9 +215,10 @@ fn must_not_spill(arch: &str, log: &str, kernel: &str) -> Result<(), String> {
 /// The same for decoders that read the clock, and each has names for its handoffs. Without this, where time goes could not be asked any more, and
 /// nobody would know before asking.
 fn clocked_compile() -> Result<(), Failed> {
-    let [small, ..] = narrow_models();
+    let [small, _, broad] = narrow_models();
     let wide = ModelShape { channels: 768, heads: 8, width: 3072, layers: 12, context: 256, vocab: 95 };
-    let clusters = ClusterLayout::all(small, 2).map(|layout| layout.unit());
+    let clusters = [small, broad].into_iter().flat_map(|shape| ClusterLayout::all(shape, 2));
+    let clusters = clusters.map(|layout| layout.unit());
     let others = [
         BatchLayout::new(small, 2).ok_or("no layout")?.unit(),
         ShardLayout::new(wide, 2, 7, 232_448).ok_or("no layout")?.unit(),

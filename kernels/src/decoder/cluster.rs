@@ -55,8 +55,9 @@ impl ClusterKernels {
         let function = |entry| function(&module, entry, layout.element_bytes());
         let functions = ENTRIES.into_iter().map(function).collect::<Result<_>>()?;
         let loaded = Loaded { layout, functions, module, device: device.clone() };
-        let clusters = clusters_at_once(device, loaded.function(DecoderEntry::decode), loaded.launch())?;
-        Ok((clusters > 0).then(|| Self(Arc::new(loaded))))
+        let (launch, blocks) = (loaded.launch(), layout.cluster() as u32);
+        let clusters = clusters_at_once(device, loaded.function(DecoderEntry::decode), launch)?;
+        Ok((clusters >= launch.grid[0] / blocks).then(|| Self(Arc::new(loaded))))
     }
 
     /// The layout that they were compiled for.
@@ -76,7 +77,7 @@ impl Loaded {
     fn launch(&self) -> Launch {
         let cluster = self.layout.cluster() as u32;
         Launch {
-            grid: [cluster, 1, 1],
+            grid: [self.layout.blocks() as u32, 1, 1],
             threads: self.layout.threads() as u32,
             shared_bytes: SHARED_BYTES as u32,
             start: Start::Clusters(cluster),
@@ -89,12 +90,15 @@ pub struct ClusterDecoder<E: Element> {
     kernels: ClusterKernels,
     stream: Buffer<E>,
     constants: Buffer<f32>,
+    /// What the clusters of a train tell each other, and what stays between launches.
+    exchange: Option<Buffer<u32>>,
     /// The kernel's argument, built anew for every launch.
     arguments: Vec<u64>,
 }
 
 impl<E: Element> ClusterDecoder<E> {
-    /// Packs a model's weights into `stream` and `constants`, of the layout's lengths. `final_norm`: weight and bias; `token: [V, C]`.
+    /// Packs a model's weights into `stream` and `constants`, of the layout's lengths. `exchange`: zeroed, four elements a word of the layout's, where it
+    /// has such; `final_norm`: weight and bias; `token: [V, C]`.
     ///
     /// # Errors
     /// The driver's.
@@ -102,6 +106,7 @@ impl<E: Element> ClusterDecoder<E> {
         kernels: ClusterKernels,
         mut stream: Buffer<E>,
         mut constants: Buffer<f32>,
+        exchange: Option<Buffer<u32>>,
         layers: impl ExactSizeIterator<Item = LayerWeights<'a, E>>,
         final_norm: [&Buffer<E>; 2],
         token: &Buffer<E>,
@@ -114,13 +119,15 @@ impl<E: Element> ClusterDecoder<E> {
         assert_eq!(layout.element_bytes(), size_of::<E>(), "the layout is of another precision");
         assert_eq!(stream.len(), layout.stream_len(), "the stream's length");
         assert_eq!(constants.len(), layout.constants_len(), "the constants' length");
+        let words = layout.exchange_words().map(|words| 4 * words);
+        assert_eq!(exchange.as_ref().map(Buffer::len), words, "the exchange's length");
         assert_eq!(layers.len(), shape.layers, "the number of layers");
         for (number, layer) in layers.enumerate() {
             pack(&kernels.0, &mut stream, &mut constants, &layer, number as u32)?;
         }
         pack_head(&kernels.0, &mut constants, final_norm, token)?;
-        let arguments = Vec::with_capacity(11 + 2 * shape.layers);
-        Ok(Self { kernels, stream, constants, arguments })
+        let arguments = Vec::with_capacity(12 + 2 * shape.layers);
+        Ok(Self { kernels, stream, constants, exchange, arguments })
     }
 
     /// The module of its kernels.
@@ -141,13 +148,13 @@ impl<E: Element> ClusterDecoder<E> {
         self.set_arguments(&generation, layers, steps as u32);
         let (kernels, argument) = (&self.kernels.0, self.arguments.as_mut_ptr().cast::<c_void>());
         let function = kernels.function(DecoderEntry::decode);
-        // SAFETY: decode(const DecodeArguments), which `set_arguments` built, with every length checked; the kernel writes caches, logits, tokens,
-        // cursor and outbox, borrowed mutably here, at positions below P as long as past + steps is at most P, which the caller of the
+        // SAFETY: decode(const DecodeArguments), which `set_arguments` built, with every length checked; `load` saw that all clusters fit at once. The
+        // kernel writes `exchange`, this value's own, and caches, logits, tokens, cursor and outbox, borrowed mutably here, at positions below P as long as past + steps is at most P, which the caller of the
         // model checks; owners free device memory only after the stream has run.
         unsafe { kernels.device.launch_function("decode", function, kernels.launch(), &mut [argument]) }
     }
 
-    /// Builds `DecodeArguments` of `cu/decode.cu`.
+    /// Builds `DecodeArguments` of `cu/decode_arguments.cuh`.
     fn set_arguments<'a>(
         &mut self,
         generation: &Generation<'_, E>,
@@ -178,6 +185,7 @@ impl<E: Element> ClusterDecoder<E> {
         words.push(outbox.state.address());
         words.push(u64::from(outbox.slots()) | u64::from(steps) << 32);
         words.push(u64::from(eps.to_bits()));
+        words.extend(self.exchange.iter().map(Buffer::address));
     }
 }
 

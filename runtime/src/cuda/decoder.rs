@@ -18,7 +18,8 @@ use crate::taps::Path;
 pub(super) fn plan<E: Element>(kernels: &DecoderKernels) -> Vec<Entry> {
     match kernels {
         DecoderKernels::Cluster(kernels) => {
-            packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len()).into()
+            let (packed, exchange) = cluster_plan(kernels.layout());
+            packed.into_iter().chain(exchange).collect()
         }
         DecoderKernels::Batch(kernels) => {
             packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len()).into()
@@ -36,6 +37,13 @@ fn packed_plan(stream_len: usize, constants_len: usize) -> [Entry; 2] {
         Entry::new("decoder.stream", &[stream_len], Kind::Weight),
         Entry::new("decoder.constants", &[constants_len], Kind::Wide),
     ]
+}
+
+/// Of a cluster or a train of them: the weights, packed, and what the clusters tell each other, in 32-bit words.
+fn cluster_plan(layout: ClusterLayout) -> ([Entry; 2], Option<Entry>) {
+    let exchange =
+        layout.exchange_words().map(|words| Entry::new("decoder.exchange", &[words, 4], Kind::Ids));
+    (packed_plan(layout.stream_len(), layout.constants_len()), exchange)
 }
 
 /// What the blocks tell each other, what stays between launches, and where the weights are, all 32-bit words; and what is made of the weights
@@ -78,8 +86,10 @@ impl<E: Element> Cuda<E> {
         let wants_shards =
             path == Path::Shards || path != Path::Grid && ShardLayout::gains(shape, size_of::<E>());
         let shards = if wants_shards { Spread::shards(device, shape, size_of::<E>())? } else { None };
-        if path == Path::Fastest && shards.is_none() {
-            for layout in ClusterLayout::all(shape, size_of::<E>()) {
+        if path == Path::Fastest {
+            // Where shards gain on a single cluster, a train of them still gains on shards.
+            let gaining = |layout: &ClusterLayout| shards.is_none() || layout.is_train();
+            for layout in ClusterLayout::all(shape, size_of::<E>()).filter(gaining) {
                 if let Some(kernels) = ClusterKernels::load(device, layout, clocked)? {
                     return Ok(Some(DecoderKernels::Cluster(kernels)));
                 }
@@ -116,12 +126,12 @@ where
         Ok(match self.decoder_kernels(config, capacity)? {
             None => None,
             Some(DecoderKernels::Cluster(kernels)) => {
-                let [stream, constants] =
-                    packed_plan(kernels.layout().stream_len(), kernels.layout().constants_len());
+                let ([stream, constants], exchange) = cluster_plan(kernels.layout());
                 let (stream, constants) = (self.zeroed(&stream)?, self.zeroed(&constants)?);
+                let exchange = exchange.map(|exchange| self.zeroed(&exchange)).transpose()?;
                 let layers = weights.blocks.iter().map(layer_weights);
-                let norm = parameters(&weights.final_norm);
-                let decoder = ClusterDecoder::new(kernels, stream, constants, layers, norm, &weights.token)?;
+                let (norm, token) = (parameters(&weights.final_norm), &weights.token);
+                let decoder = ClusterDecoder::new(kernels, stream, constants, exchange, layers, norm, token)?;
                 Some(kernels::Decoder::Cluster(decoder))
             }
             Some(DecoderKernels::Batch(kernels)) => {
