@@ -31,9 +31,16 @@ fn narrow() -> Config {
     }
 }
 
+/// The narrowest that a train of clusters decodes, in bf16.
+fn wide() -> Config {
+    Config { hidden_size: 384, num_attention_heads: 6, intermediate_size: 1536, ..narrow() }
+}
+
 /// Which decoder.
 #[derive(Clone, Copy)]
 struct Which {
+    /// Of which model.
+    config: fn() -> Config,
     /// [`Path::Grid`] or [`Path::Shards`]: over the GPU.
     path: Path,
     /// Of more than one sequence: over several clusters.
@@ -42,7 +49,7 @@ struct Which {
 
 impl Which {
     fn capacity(self) -> Capacity {
-        capacity(narrow().max_position_embeddings, self.batch)
+        capacity((self.config)().max_position_embeddings, self.batch)
     }
 }
 
@@ -52,7 +59,7 @@ where
     Cuda<E>: Backend,
 {
     cuda.taps().set_path(which.path);
-    let model = Model::new(cuda, &narrow(), &weights(), which.capacity())?;
+    let model = Model::new(cuda, &(which.config)(), &weights(), which.capacity())?;
     let compute = cuda.device().info().compute.0;
     if compute == 9 || (compute >= 8 && which.path == Path::Grid) {
         assert!(model.decode_stride(cuda).is_some(), "there is no decoder");
@@ -105,9 +112,9 @@ fn the_plan_to_the_byte<E: Element>(cuda: &mut Cuda<E>, which: Which) -> Check
 where
     Cuda<E>: Backend,
 {
-    let mut planned = plan::plan(&narrow(), which.capacity());
+    let mut planned = plan::plan(&(which.config)(), which.capacity());
     cuda.taps().set_path(which.path);
-    planned.extend(cuda.decoder_plan(&narrow(), which.capacity())?);
+    planned.extend(cuda.decoder_plan(&(which.config)(), which.capacity())?);
     let before = ledger::snapshot();
     let model = model(cuda, which)?;
     let held = entered(&before, &ledger::snapshot(), Kind::DeviceMemory);
@@ -148,8 +155,10 @@ where
     Cuda<E>: Backend,
 {
     cuda.taps().set_path(which.path);
-    let tensors = plan::weights(&narrow()).len();
-    stop_everywhere(tensors, Stop::Error, |source| Model::new(cuda, &narrow(), source, which.capacity()))
+    let tensors = plan::weights(&(which.config)()).len();
+    stop_everywhere(tensors, Stop::Error, |source| {
+        Model::new(cuda, &(which.config)(), source, which.capacity())
+    })
 }
 
 const CLUSTER_ENTRIES: &[&str] = &["decode", "decode_pack", "decode_constants", "decode_head"];
@@ -170,7 +179,7 @@ pub(super) fn list(table: &mut Table) {
         ("decoder-grid", Path::Grid, GRID_ENTRIES),
         ("decoder-shards", Path::Shards, SHARDS_ENTRIES),
     ] {
-        let which = Which { path, batch: 1 };
+        let which = Which { config: narrow, path, batch: 1 };
         on_both_precisions!(table, subject, "generate", entries, |b| generate(b, which));
         on_both_precisions!(table, subject, "generate-and-break", &[], |b| stopped(b, which, false));
         on_both_precisions!(table, subject, "break-and-generate", &[], |b| stopped(b, which, true));
@@ -180,14 +189,18 @@ pub(super) fn list(table: &mut Table) {
         });
         on_both_precisions!(table, subject, "error-loading", &[], |b| error_loading(b, which));
     }
-    let which = Which { path: Path::Fastest, batch: 23 };
-    let mut in_bf16 = |manner, entries, run: Run<Cuda<bf16>>| {
-        push(table, "decoder-batch", manner, entries, |run| (Place::CudaBf16, Body::CudaBf16(run)), run);
-    };
-    in_bf16("generate", BATCH_ENTRIES, Box::new(move |b| generate(b, which)));
-    in_bf16("generate-and-break", &[], Box::new(move |b| stopped(b, which, false)));
-    in_bf16("break-and-generate", &[], Box::new(move |b| stopped(b, which, true)));
-    in_bf16("the-plan-to-the-byte", &[], Box::new(move |b| the_plan_to_the_byte(b, which)));
-    in_bf16("nothing-after-construction", &[], Box::new(move |b| nothing_after_construction(b, which)));
-    in_bf16("error-loading", &[], Box::new(move |b| error_loading(b, which)));
+    for (subject, entries, which) in [
+        ("decoder-train", CLUSTER_ENTRIES, Which { config: wide, path: Path::Fastest, batch: 1 }),
+        ("decoder-batch", BATCH_ENTRIES, Which { config: narrow, path: Path::Fastest, batch: 23 }),
+    ] {
+        let mut in_bf16 = |manner, entries, run: Run<Cuda<bf16>>| {
+            push(table, subject, manner, entries, |run| (Place::CudaBf16, Body::CudaBf16(run)), run);
+        };
+        in_bf16("generate", entries, Box::new(move |b| generate(b, which)));
+        in_bf16("generate-and-break", &[], Box::new(move |b| stopped(b, which, false)));
+        in_bf16("break-and-generate", &[], Box::new(move |b| stopped(b, which, true)));
+        in_bf16("the-plan-to-the-byte", &[], Box::new(move |b| the_plan_to_the_byte(b, which)));
+        in_bf16("nothing-after-construction", &[], Box::new(move |b| nothing_after_construction(b, which)));
+        in_bf16("error-loading", &[], Box::new(move |b| error_loading(b, which)));
+    }
 }
