@@ -12,9 +12,6 @@
 // Files: train_layout.cuh, what lies where; train_product.cuh; train_worker.cuh, the layer; decode_warp.cuh and decode_keys.cuh as of decode.cu.
 // Launcher: src/decoder/cluster.rs.
 #include "train_worker.cuh"
-#ifndef SLEEP
-#define SLEEP 700
-#endif
 
 __device__ inline void generate(const DecodeArguments &a, Shared &s) {
     Train train(a, s);
@@ -31,8 +28,6 @@ __device__ inline void generate(const DecodeArguments &a, Shared &s) {
         if (!first) train.receive_residual(epoch);
         train.run(past, end, epoch);
         train.load_ahead();
-        // The others need some microseconds: polling would take power, and ways to L2.
-        if (CLUSTERS > 2) __nanosleep(SLEEP * (CLUSTERS - 2));
         if (!first) continue;
         if (past + 1 < end) train.await_position();
         train.receive_residual(epoch);

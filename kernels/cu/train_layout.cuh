@@ -24,16 +24,15 @@ __device__ constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 // ---- rows of each product that a block owns ----
 
 // Of the residual, and thus of q, of k and of v each; of hidden; and of logits.
-constexpr u32 ROWS = C / N, QKV_ROWS = 3 * ROWS, UP_ROWS = F / N, HEAD_ROWS = V > 8 * N ? 16 : 8;
-static_assert(V <= HEAD_ROWS * N && V <= THREADS && ROWS <= WARP, "a lane has eight logits");
+constexpr u32 ROWS = C / N, QKV_ROWS = 3 * ROWS, UP_ROWS = F / N, HEAD_ROWS = 8;
+static_assert(V <= HEAD_ROWS * N && ROWS <= WARP, "a block has eight logits");
 // The matrix row of q, then k, then v that is row `r` of block `rank`.
 __device__ constexpr u32 qkv_index(u32 rank, u32 r) { return r / ROWS * C + rank * ROWS + r % ROWS; }
-// Bytes of a layer's products that a block has. Those of `up` stay in registers, the others in shared memory, if registers do not hold all.
+// Bytes of a layer's products that a block has. Those of `up` stay in registers, the others in shared memory.
 constexpr u32 QKV_BYTES = QKV_ROWS * C * sizeof(Element), OUT_BYTES = ROWS * C * sizeof(Element), UP_BYTES = UP_ROWS * C * sizeof(Element),
               DOWN_BYTES = ROWS * F * sizeof(Element);
 constexpr u32 QKV_START = 0, OUT_START = QKV_START + QKV_BYTES, DOWN_START = OUT_START + OUT_BYTES, UP_START = DOWN_START + DOWN_BYTES,
               LAYER_BYTES = UP_START + UP_BYTES;
-constexpr bool ALL_HELD = LAYER_BYTES <= THREADS * sizeof(u32) * 128;
 
 // ---- keys (train_attention.cuh) ----
 
@@ -85,8 +84,6 @@ struct Shared {
     alignas(16) float constants[CONSTANTS];
 };
 static_assert(QKV_ROWS <= UP_ROWS && HEAD_ROWS <= UP_ROWS, "partial sums have room");
-// Behind that weights, keys and values, and where there is room, the token embedding.
-constexpr u32 WEIGHTS_START = (sizeof(Shared) + 127) / 128 * 128, WEIGHTS_BYTES = ALL_HELD ? 0 : UP_START, KEYS_START = WEIGHTS_START + WEIGHTS_BYTES;
-constexpr u32 TABLE_START = KEYS_START + ROUNDS * 2 * KEY_BYTES, TABLE_BYTES = V * C * sizeof(Element);
-constexpr bool TABLE_HELD = TABLE_START + TABLE_BYTES <= SHARED_BYTES;
-static_assert(TABLE_START <= SHARED_BYTES, "shared memory is too small for this model");
+// Behind that weights, and keys and values.
+constexpr u32 WEIGHTS_START = (sizeof(Shared) + 127) / 128 * 128, WEIGHTS_BYTES = UP_START, KEYS_START = WEIGHTS_START + WEIGHTS_BYTES;
+static_assert(KEYS_START + ROUNDS * 2 * KEY_BYTES <= SHARED_BYTES, "shared memory is too small for this model");

@@ -56,9 +56,7 @@ struct Train : Warp {
 // Brings what stays: weights of `up`, in the first cluster those of the head, and the cache.
 __device__ void Train::begin(u32 past) {
     const char *stream = a.stream + u64(blockIdx.x) * LAYER_BYTES;
-    if (ALL_HELD) {
-        qkv.load(stream + QKV_START), out.load(stream + OUT_START), down.load(stream + DOWN_START);
-    } else if (threadIdx.x == 0) {
+    if (threadIdx.x == 0) {
         barrier_expect(base() + barrier(RESIDUAL), WEIGHTS_BYTES);
         fetch(base() + WEIGHTS_START, stream, WEIGHTS_BYTES, base() + barrier(RESIDUAL));
     }
@@ -72,29 +70,24 @@ __device__ void Train::begin(u32 past) {
         *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(a.keys[layer] + from);
         *reinterpret_cast<uint4 *>(to + KEY_BYTES) = *reinterpret_cast<const uint4 *>(a.values[layer] + from);
     }
-    for (u32 i = threadIdx.x; TABLE_HELD && layer == 0 && i < TABLE_BYTES / 8; i += THREADS)
-        reinterpret_cast<uint2 *>(reinterpret_cast<char *>(&s) + TABLE_START)[i] = reinterpret_cast<const uint2 *>(a.token)[i];
-    if (!ALL_HELD) barrier_await_soon(base() + barrier(RESIDUAL), 0);
+    barrier_await_soon(base() + barrier(RESIDUAL), 0);
     meet();
 }
 
 // The block's rows of the head: rows behind the last are not sent.
 __device__ void Train::load_head() {
-    u32 column = Input<C>::column(warp, lane), first = rank * HEAD_ROWS + lane / 4;
-    auto four = [&](u32 r, u32 i) { return *reinterpret_cast<const uint2 *>(a.token + u64(min(first + r, V - 1)) * C + column + 4 * i); };
-    auto tile = [](uint2 low, uint2 high) { return make_uint4(low.x, high.x, low.y, high.y); };
+    u32 column = Input<C>::column(warp, lane), row = min(rank * HEAD_ROWS + lane / 4, V - 1);
+    auto four = [&](u32 i) { return reinterpret_cast<const uint2 *>(a.token + u64(row) * C + column)[i]; };
     constexpr u32 STEPS = Input<C>::STEPS;
 #pragma unroll
-    for (u32 i = 0; i < head_rows.TILES; i++) {
-        if (HEAD_ROWS == 16) head_rows.set(i, tile(four(0, i), four(8, i)));
-        else if (2 * i + 1 < STEPS) head_rows.set(i, tile(four(0, 2 * i), four(0, 2 * i + 1)));
-        else head_rows.set_last(four(0, 2 * i));
-    }
+    for (u32 i = 0; i + 1 < STEPS; i += 2) head_rows.set(i / 2, make_uint4(four(i).x, four(i + 1).x, four(i).y, four(i + 1).y));
+    if (STEPS % 2 > 0) head_rows.set_last(four(STEPS - 1));
 }
 
 // Brings what the next token's attention needs, before its turn.
 __device__ void Train::load_ahead() {
-    if (!ALL_HELD) qkv.load(weights() + QKV_START), out.load(weights() + OUT_START);
+    qkv.load(weights() + QKV_START);
+    out.load(weights() + OUT_START);
 #pragma unroll
     for (u32 i = 0; i < ROUNDS; i++)
         if (rank / S < H) keys[i].load(s, i);
@@ -118,8 +111,7 @@ __device__ void Train::read_columns(const Stream &from) {
 
 // x = token + position.
 __device__ void Train::embed(u32 token) {
-    const Element *held = reinterpret_cast<const Element *>(reinterpret_cast<const char *>(&s) + TABLE_START);
-    u32 t = *reinterpret_cast<const u32 *>((TABLE_HELD ? held : a.token) + u64(token) * C + pair()), p = *reinterpret_cast<const u32 *>(s.position + pair());
+    u32 t = *reinterpret_cast<const u32 *>(a.token + u64(token) * C + pair()), p = *reinterpret_cast<const u32 *>(s.position + pair());
     float shift = s.constants[TOKEN_MEANS + token] + s.position_mean;
     deal(__uint_as_float(t << 16) + __uint_as_float(p << 16) - shift, __uint_as_float(t & 0xffff0000u) + __uint_as_float(p & 0xffff0000u) - shift);
 }
@@ -179,7 +171,8 @@ __device__ float Train::moments() const {
 __device__ void Train::run(u32 past, u32 end, u32 epoch) {
     attention(past);
     if (layer == 0) prepare(s.step + past, past + 1, end);
-    if (!ALL_HELD) meet(), down.load<DOWN_TILES / 2, DOWN_TILES>(weights() + DOWN_START);
+    meet();
+    down.load<DOWN_TILES / 2, DOWN_TILES>(weights() + DOWN_START);
     Input<C> in;
     await<CORE>();
     merge();
@@ -206,7 +199,8 @@ __device__ void Train::attention(u32 past) {
     Norm norm(s, a.eps);
     own = s.residual.values[rank * ROWS + row()] - norm.mean;
     send_qkv(norm, past);
-    if (!ALL_HELD) meet(), down.load<0, DOWN_TILES / 2>(weights() + DOWN_START);
+    meet();
+    down.load<0, DOWN_TILES / 2>(weights() + DOWN_START);
     if (rank / S >= H) return;
     await<QKV>(qkv_bytes(rank, past + 1));
     core(past);

@@ -54,21 +54,19 @@ impl ClusterLayout {
         fits.then_some(Self { shape, element_bytes, clusters: 1, cluster, stages: STAGES, split: 1 })
     }
 
-    /// With a cluster for each layer, whose registers and shared memory just hold its weights and keys.
+    /// With a cluster for each layer, whose registers and shared memory just hold its weights and keys. Narrower layers a single cluster reads as fast
+    /// as they are handed on.
     fn train(shape: ModelShape, element_bytes: usize) -> Option<Self> {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
-        let cluster = 16;
-        let narrow = channels == 256 && context <= 1024 || channels == 384 && context <= 256;
-        let fits = narrow
-            && heads > 0
-            && matches!((channels / heads, channels % heads), (32 | 64, 0))
-            && element_bytes == 2
-            && width == 4 * channels
+        let (clusters, cluster) = (layers, 16);
+        let fits = (channels, width, element_bytes) == (CHANNELS_MAX, WIDTH_MAX, 2)
+            && matches!(heads, 6 | 12)
             && (2..=TRAIN_MAX).contains(&layers)
-            && (1..=256).contains(&vocab);
+            && context <= 256
+            && (1..=8 * cluster).contains(&vocab);
         fits.then(|| {
             let split = Self::split(cluster, heads, context);
-            Self { shape, element_bytes, clusters: layers, cluster, stages: 1, split }
+            Self { shape, element_bytes, clusters, cluster, stages: 1, split }
         })
     }
 
@@ -240,14 +238,14 @@ mod tests {
         assert_eq!(layouts(wide, 2), [(6, 16, 1, 2), (1, 16, 1, 2)]);
         assert_eq!(layouts(wide, 4), [(1, 16, 1, 2)]);
         let long = ModelShape { channels: 256, width: 1024, context: 1024, vocab: 107, ..SMALL };
-        assert_eq!(layouts(long, 2), [(6, 16, 1, 4), (1, 16, 1, 4)]);
+        assert_eq!(layouts(long, 2), [(1, 16, 1, 4)]);
         assert_eq!(layouts(long, 4), [(1, 16, 1, 4)]);
         for single in [
             ModelShape { layers: 1, ..wide },
             ModelShape { layers: 9, ..wide },
             ModelShape { context: 257, ..wide },
             ModelShape { width: 1024, ..wide },
-            ModelShape { context: 1025, ..long },
+            ModelShape { vocab: 129, ..wide },
         ] {
             assert!(layouts(single, 2).iter().all(|(clusters, ..)| *clusters == 1), "{single:?}");
         }
