@@ -3,12 +3,12 @@
 // A cluster's weights stay with it over the launch, in registers and shared memory, and so do its keys and values: what a token meets is latency
 // alone. While the others work, a block brings what it multiplies next into registers. Within a cluster a layer is handed over as in decode.cu: q, k
 // and v to the blocks of their heads, attention, the residual, hidden. From one cluster to the next the residual goes through L2, in words that carry
-// their token's number: every warp polls those of the columns that it multiplies. The first cluster awaits the last one's for the head, picks the next token and begins with it.
-// A handoff's buffer is free again before its next values come, those of the next token: that has gone through all clusters, and of this one needed
-// something of every warp that read it. What warps leave for each other in shared memory alternates between two places, or is read before they
-// meet again.
-// Grid: CLUSTERS clusters of N blocks, all resident at once, each of 8 warps. Needs sm_90. Deterministic. bfloat16 only: what products multiply is rounded
-// to it, as PyTorch does; the residual and its norms' moments stay float32.
+// their token's number: every warp polls those of the columns that it multiplies. The first cluster awaits the last one's for the head, picks the
+// next token and begins with it. A handoff's buffer is free again before its next values come, those of the next token: that has gone through all
+// clusters, and of this one needed something of every warp that read it. What warps leave for each other in shared memory alternates between two
+// places, or is read before they meet again.
+// Grid: CLUSTERS clusters of N blocks, all resident at once, each of 8 warps. Needs sm_90. Deterministic. bfloat16 only: what products multiply is
+// rounded to it, as PyTorch does; the residual and its norms' moments stay float32.
 // Files: train_layout.cuh, what lies where; train_product.cuh; train_worker.cuh, the layer; decode_warp.cuh and decode_keys.cuh as of decode.cu.
 // Launcher: src/decoder/cluster.rs.
 #include "train_worker.cuh"

@@ -15,8 +15,8 @@ __device__ inline u32 cached_place(u32 position, u32 channel) {
     return KEYS_START + position / (S * BLOCK_KEYS) * 2 * KEY_BYTES + key_place(position % BLOCK_KEYS, channel / 8) + channel % 8 * sizeof(Element);
 }
 
-// A number as two in bfloat16, the second what the first leaves of it, in one word; and pairs of neighbours of either kind, for the even columns and for
-// the odd ones: a lane has a column.
+// A number as two in bfloat16, the second what the first leaves of it, in one word; and pairs of neighbours of either kind, for the even columns and
+// for the odd ones: a lane has a column.
 __device__ inline u32 pair_of(u32 first, u32 second) { return __byte_perm(first, second, threadIdx.x / 4 % 2 ? 0x7632 : 0x5410); }
 __device__ inline uint2 split(float a, float b) {
     u32 high = pack(a, b), low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000u));

@@ -1,8 +1,8 @@
-// Products of a block of decode_train.cu, on tensor cores: weights are the 16 x 16 operand, and what they multiply is the same in all eight columns of
-// the other.
+// Products of a block of decode_train.cu, on tensor cores: weights are the 16 x 16 operand, and what they multiply is the same in all eight columns
+// of the other.
 //
-// A warp has an eighth of the columns of all the block's rows, a lane of a group of four a quarter of those: it takes them in their order, four a step,
-// whichever columns the instruction means, since weights are packed alike.
+// A warp has an eighth of the columns of all the block's rows, a lane of a group of four a quarter of those: it takes them in their order, four a
+// step, whichever columns the instruction means, since weights are packed alike.
 #pragma once
 #include "decode_sums.cuh"
 

@@ -166,8 +166,8 @@ __device__ float Train::moments() const {
 
 // ---- a layer ----
 
-// x += out(attention(ln1(x))), x += down(gelu(up(ln2(x)))), to the next cluster. Where some of the warps finish and send, the others wait with their loads:
-// what others wait for would stand behind these.
+// x += out(attention(ln1(x))), x += down(gelu(up(ln2(x)))), to the next cluster. Where some of the warps finish and send, the others wait with their
+// loads: what others wait for would stand behind these.
 __device__ void Train::run(u32 past, u32 end, u32 epoch) {
     attention(past);
     if (layer == 0) prepare(s.step + past, past + 1, end);
@@ -206,8 +206,8 @@ __device__ void Train::attention(u32 past) {
     core(past);
 }
 
-// The block's rows to the blocks of their heads: q for scores in powers of two by two warps, k and v as they are cached by one each, to the block that
-// keeps them.
+// The block's rows to the blocks of their heads: q for scores in powers of two by two warps, k and v as they are cached by one each, to the block
+// that keeps them.
 __device__ void Train::send_qkv(const Norm &norm, u32 past) const {
     if (warp >= 4) return;
     u32 kind = warp % 3, r = kind * ROWS + row(), index = rank * ROWS + row(), channel = index % D, first = index / D * S;

@@ -66,7 +66,7 @@ fn clusters_compile() -> Result<(), Failed> {
     // As much as stages have room for, and fewer layers than there are stages; the same of trains.
     let [most, least] =
         [ModelShape { layers: 8, vocab: 128, ..small }, ModelShape { layers: 1, context: 41, ..small }];
-    let long = ModelShape { channels: 384, heads: 12, width: 1536, ..most };
+    let long = ModelShape { channels: 384, heads: 12, width: 1536, layers: 6, ..most };
     let short = ModelShape { heads: 6, layers: 2, context: 41, vocab: 11, ..long };
     let shapes = narrow_models().into_iter().chain([most, least, long, short]);
     let kernels = [Kernel::decode, Kernel::decode_pack, Kernel::decode_constants, Kernel::decode_head];

@@ -97,8 +97,8 @@ pub struct ClusterDecoder<E: Element> {
 }
 
 impl<E: Element> ClusterDecoder<E> {
-    /// Packs a model's weights into `stream` and `constants`, of the layout's lengths. `exchange`: zeroed, four elements a word of the layout's, where it
-    /// has such; `final_norm`: weight and bias; `token: [V, C]`.
+    /// Packs a model's weights into `stream` and `constants`, of the layout's lengths. `exchange`: zeroed, four elements a word of the layout's,
+    /// where it has such; `final_norm`: weight and bias; `token: [V, C]`.
     ///
     /// # Errors
     /// The driver's.
@@ -148,9 +148,9 @@ impl<E: Element> ClusterDecoder<E> {
         self.set_arguments(&generation, layers, steps as u32);
         let (kernels, argument) = (&self.kernels.0, self.arguments.as_mut_ptr().cast::<c_void>());
         let function = kernels.function(DecoderEntry::decode);
-        // SAFETY: decode(const DecodeArguments), which `set_arguments` built, with every length checked; `load` saw that all clusters fit at once. The
-        // kernel writes `exchange`, this value's own, and caches, logits, tokens, cursor and outbox, borrowed mutably here, at positions below P as long as past + steps is at most P, which the caller of the
-        // model checks; owners free device memory only after the stream has run.
+        // SAFETY: decode(const DecodeArguments), which `set_arguments` built, with every length checked; `load` saw that all clusters fit at once.
+        // The kernel writes `exchange`, this value's own, and caches, logits, tokens, cursor and outbox, borrowed mutably here, at positions below P
+        // as long as past + steps is at most P, which the caller of the model checks; owners free device memory only after the stream has run.
         unsafe { kernels.device.launch_function("decode", function, kernels.launch(), &mut [argument]) }
     }
 

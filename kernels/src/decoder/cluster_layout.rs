@@ -43,7 +43,8 @@ impl ClusterLayout {
         layouts.into_iter().filter_map(move |layout| layout(shape, element_bytes))
     }
 
-    /// With stages: for layers of one shape, whose products just fit into the registers of a team, and few enough that a block holds the keys of its own.
+    /// With stages: for layers of one shape, whose products just fit into the registers of a team, and few enough that a block holds the keys of its
+    /// own.
     fn staged(shape: ModelShape, element_bytes: usize) -> Option<Self> {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
         let fits = (channels, heads, width, element_bytes) == (128, TEAM, 512, 2)
@@ -54,8 +55,8 @@ impl ClusterLayout {
         fits.then_some(Self { shape, element_bytes, clusters: 1, cluster, stages: STAGES, split: 1 })
     }
 
-    /// With a cluster for each layer, whose registers and shared memory just hold its weights and keys. Narrower layers a single cluster reads as fast
-    /// as they are handed on.
+    /// With a cluster for each layer, whose registers and shared memory just hold its weights and keys. Narrower layers a single cluster reads as
+    /// fast as they are handed on.
     fn train(shape: ModelShape, element_bytes: usize) -> Option<Self> {
         let ModelShape { channels, heads, width, layers, context, vocab } = shape;
         let (clusters, cluster) = (layers, 16);
