@@ -72,9 +72,7 @@ __device__ void Decoder::core(u32 layer, u32 past) {
         if (!SOON && round > 0) release_keys(rows);
         if (round > 0 || !KEYS_EARLY) load_keys(rows);
         if (SOON && (round > 0 || !KEYS_EARLY)) release_keys(rows);
-        u32 first = first_position(round, part) + warp * GROUPS;
-        if (OLD_APART && has_keys(round + 1, past)) weighted.add<false>(rows, first, past);
-        else weighted.add<true>(rows, first, past);
+        weighted.add(rows, first_position(round, part) + warp * GROUPS, past);
     }
     weighted.leave();
     meet();

@@ -97,21 +97,21 @@ struct Weighted {
         for (int i = 0; i < 4; i++) q[i] = load4(s.q + Rows::channel(i / (Rows::WIDE / 4)) + i % (Rows::WIDE / 4) * 4);
     }
 
-    // Adds the warp's keys of a round, from position `first` on; position `past` is the new token's, and may be one of these if they are NEW.
-    template <bool NEW> __device__ void add(Rows &rows, u32 first, u32 past) {
+    // Adds the warp's keys of a round, from position `first` on; position `past` is the new token's.
+    __device__ void add(Rows &rows, u32 first, u32 past) {
         if (first > past) return;
         u32 newest = past - first;
-        if (NEW && Rows::group() == newest) rows.load_key(s.newest[0]);
+        if (Rows::group() == newest) rows.load_key(s.newest[0]);
         float dot[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) dot[i] = dot4(q[i], rows.four(i), 0.0f);
         float score = sum_over<1, KEY_LANES>((dot[0] + dot[1]) + (dot[2] + dot[3]));
-        if (NEW && Rows::group() > newest) score = MINUS_INFINITY;
+        if (Rows::group() > newest) score = MINUS_INFINITY;
         // Relative to the lane's own bound, while that of the warp is searched for.
         int bound = score_bound(score);
         float p = power_of_two(score - float(bound));
         rescale(__reduce_max_sync(ALL_LANES, bound));
-        if (NEW) rows.insert(s.newest[1], newest);
+        rows.insert(s.newest[1], newest);
         float(&weights)[WARP] = s.weight[threadIdx.x / WARP][0];
         weights[weight_place()] = p * whole_power(bound - most);
         __syncwarp();

@@ -78,8 +78,6 @@ constexpr u32 AT_ONCE = STAGED ? ROUNDS : 1;
 static_assert(AT_ONCE <= 2, "a stage holds all keys");
 // Whether the first round's are in registers before q is there: where these suffice.
 constexpr bool KEYS_EARLY = C <= 256;
-// Whether rounds without the new token's rows have code of their own, which is shorter.
-constexpr bool OLD_APART = sizeof(Element) == 4 && ROUNDS > 1;
 // The keys of a round; as many values.
 constexpr u32 KEY_BYTES = BLOCK_KEYS * D * sizeof(Element);
 
