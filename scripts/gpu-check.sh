@@ -96,9 +96,6 @@ for part in $parts; do
         check racecheck-texts texts
         ;;
     speed)
-        # PyTorch takes minutes to prepare: it stands beside one model of each size.
-        check speed-peers speed peers "${models[@]:2}" $(shape char-128) $(shape gpt-85m) $(shape gpt2-124m) --dtype bf16 --measure decode,context \
-            --repeats 5 --peers --peer-modes compiled --svg "$out/latency.svg"
         check speed-service speed service "${models[@]}" --dtype bf16,f32 --measure batch,cold-start --repeats 5 --peers
         check speed-bf16 speed bf16 "${models[@]:0:2}" $(shape char-256) --dtype bf16 --measure decode,context --repeats 10
         check speed-f32 speed f32 "${models[@]}" $(shape char-128) $(shape char-256) --dtype f32 --measure decode,context --repeats 10
@@ -107,6 +104,9 @@ for part in $parts; do
             --measure handoffs --batches 1 --repeats 5
         check speed-large speed large $(shape gpt2-xl) --dtype bf16 --measure decode,context --repeats 3
         check speed-prefill speed prefill $(shape gpt2-xl) --dtype bf16 --measure prefill --repeats 10 --peers
+        # PyTorch takes minutes to prepare: it stands beside one model of each size, behind all else.
+        check speed-peers speed peers "${models[@]:2}" $(shape char-128) $(shape gpt-85m) $(shape gpt2-124m) --dtype bf16 --measure decode,context \
+            --repeats 5 --peers --peer-modes compiled --svg "$out/latency.svg"
         ;;
     repeat)
         check repeat-functional repeat 50 bundle/functional
