@@ -14,8 +14,8 @@
 // (decode_stages.cuh): a team of four blocks has each fourth layer, and hands over twice.
 // Grid: one cluster of N blocks, each of 8 warps that compute, and without stages one that fetches weights and one that fetches keys. Needs sm_90.
 // Deterministic.
-// Files: decode_layout.cuh, what lies where; decode_warp.cuh, a warp; decode_product.cuh; decode_spread.cuh and decode_attention.cuh, or
-// decode_stages.cuh, the layers; decode_keys.cuh.
+// Files: decode_layout.cuh, what lies where; decode_warp.cuh and decode_worker.cuh, a warp; decode_product.cuh; decode_spread.cuh and
+// decode_attention.cuh, or decode_stages.cuh, the layers; decode_keys.cuh.
 // Launcher: src/decoder/cluster.rs.
 #include "decode_layout.cuh"
 #if STAGED

@@ -9,7 +9,8 @@
 // places, or is read before they meet again.
 // Grid: CLUSTERS clusters of N blocks, all resident at once, each of 8 warps. Needs sm_90. Deterministic. bfloat16 only: what products multiply is
 // rounded to it, as PyTorch does; the residual and its norms' moments stay float32.
-// Files: train_layout.cuh, what lies where; train_product.cuh; train_worker.cuh, the layer; decode_warp.cuh and decode_keys.cuh as of decode.cu.
+// Files: train_layout.cuh, what lies where; train_product.cuh; train_attention.cuh; train_worker.cuh, the layer; decode_warp.cuh and decode_sums.cuh as
+// of decode.cu.
 // Launcher: src/decoder/cluster.rs.
 #include "train_worker.cuh"
 

@@ -1,4 +1,4 @@
-//! A whole generation by one cluster of blocks: see `cu/decode.cu`.
+//! A whole generation by one cluster of blocks, or by a train of them: see `cu/decode.cu` and `cu/decode_train.cu`.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -154,7 +154,7 @@ impl<E: Element> ClusterDecoder<E> {
         unsafe { kernels.device.launch_function("decode", function, kernels.launch(), &mut [argument]) }
     }
 
-    /// Builds `DecodeArguments` of `cu/decode_arguments.cuh`.
+    /// Builds `DecodeArguments` of `cu/decode_warp.cuh`.
     fn set_arguments<'a>(
         &mut self,
         generation: &Generation<'_, E>,
